@@ -1,0 +1,1 @@
+"""Load tests (HTTP only) and benchmarks."""

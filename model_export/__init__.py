@@ -1,0 +1,1 @@
+"""OneSlate's offline half: from an event log to a bundle. torch lives here."""

@@ -1,0 +1,1 @@
+"""OneSlate's online half: everything here runs without torch."""

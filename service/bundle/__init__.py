@@ -1,0 +1,19 @@
+"""The bundle: the one directory format between the trainer, which writes it, and the service, which reads it.
+
+Holds no torch and no onnxruntime: pydantic, numpy and pyarrow.
+"""
+
+from service.bundle.manifest import ActionSpec, GoldenTolerance, GraphSpec, Manifest
+from service.bundle.reader import Bundle, BundledCatalog
+from service.bundle.writer import write_bundle, write_catalog
+
+__all__ = [
+    "ActionSpec",
+    "Bundle",
+    "BundledCatalog",
+    "GoldenTolerance",
+    "GraphSpec",
+    "Manifest",
+    "write_bundle",
+    "write_catalog",
+]

@@ -1,0 +1,100 @@
+"""Opens a bundle and trusts nothing in it before its hashes and its schema agree."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from service.bundle.manifest import Manifest
+from service.domain import Item
+from service.errors import BundleError
+
+CATALOG_COLUMNS = ("item_id", "title", "text", "tags", "group", "available", "num_events", "sid")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle on disk. The big arrays are read when asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """Reads the manifest and checks the sha256 of every file it names.
+
+        Raises:
+            BundleError: a missing or damaged file, or a manifest of another schema; the message names the file.
+        """
+        manifest = _read_manifest(path / "manifest.json")
+        for name, expected in manifest.files.items():
+            file = path / name
+            # A name that leaves the directory would let a manifest vouch for files outside the bundle.
+            if Path(name).name != name:
+                raise BundleError(f"{path}: manifest names {name!r}, which is not a plain file name")
+            if not file.is_file():
+                raise BundleError(f"{file}: missing, but the manifest names it")
+            if (actual := file_sha256(file)) != expected:
+                raise BundleError(f"{file}: sha256 is {actual[:12]}..., the manifest says {expected[:12]}...")
+        return cls(path, manifest)
+
+    def graph_path(self, purpose: str = "generator") -> Path:
+        """Where the ONNX file of `purpose` lies."""
+        return self.path / self.manifest.graphs[purpose].file
+
+    def catalog(self) -> "BundledCatalog":
+        """The items the model was trained with.
+
+        Raises:
+            BundleError: a column is missing or a sid has another length than the manifest says.
+        """
+        file = self.path / "catalog.parquet"
+        table = pq.read_table(file)
+        if missing := [name for name in CATALOG_COLUMNS if name not in table.column_names]:
+            raise BundleError(f"{file}: lacks the column(s) {', '.join(missing)}")
+        columns = [table.column(name).to_pylist() for name in CATALOG_COLUMNS]
+        items = [
+            Item(item_id=item_id, title=title, text=text, tags=tuple(tags), group=group, available=available)
+            for item_id, title, text, tags, group, available, _, _ in zip(*columns, strict=True)
+        ]
+        sids = columns[-1]
+        if any(len(sid) != self.manifest.num_levels for sid in sids):
+            raise BundleError(f"{file}: a sid has not {self.manifest.num_levels} levels")
+        sids_NL = np.array(sids, dtype=np.int32).reshape(len(items), self.manifest.num_levels)
+        return BundledCatalog(items, sids_NL, np.array(columns[-2], dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class BundledCatalog:
+    """`catalog.parquet`: N items, in the file's order."""
+
+    items: list[Item]
+    sids_NL: npt.NDArray[np.int32]
+    num_events_N: npt.NDArray[np.int64]
+    """Training events of each item: the popularity that fallbacks go by."""
+
+
+def file_sha256(file: Path) -> str:
+    """sha256 hex digest of a file, read in pieces."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        raw = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{file.parent}: no bundle here (manifest.json is missing)") from None
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{file}: cannot be read: {error}") from error
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{file}: {where}: {first['msg']}") from error

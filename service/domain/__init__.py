@@ -1,0 +1,7 @@
+"""Plain types that every other part of the service speaks in; imports nothing of the project."""
+
+from service.domain.event import Event, HistoryEntry
+from service.domain.item import Item, item_key
+from service.domain.slate import Slate, SlateItem
+
+__all__ = ["Event", "HistoryEntry", "Item", "Slate", "SlateItem", "item_key"]

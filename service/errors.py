@@ -1,0 +1,49 @@
+"""The exception tree.
+
+OneSlateError
+|-- BundleError            a bundle that cannot be trusted: hash, schema, golden case
+|-- CatalogError           items or sids that do not make a catalog
+|-- FilterError            a filter that names what does not exist or says nothing legal
+|-- HistoryUnavailable     the history store did not answer in time
+|-- Overloaded             not admitted: the queue is full
+|-- DeadlineExceeded       admitted, then out of time
+|-- RunnerError            the inference runner failed or is gone
+
+Each is the caller's or the surroundings' fault and carries one clear message; our own mistakes are assertions.
+"""
+
+
+class OneSlateError(Exception):
+    """Base of every error that OneSlate raises on purpose."""
+
+
+class BundleError(OneSlateError, ValueError):
+    """A bundle is damaged, of another format, or disagrees with its golden cases."""
+
+
+class CatalogError(OneSlateError, ValueError):
+    """Items or semantic IDs do not make a catalog."""
+
+
+class FilterError(OneSlateError, ValueError):
+    """A filter names an unknown tag or name, or is empty."""
+
+
+class HistoryUnavailable(OneSlateError):
+    """The history store did not answer in time."""
+
+
+class Overloaded(OneSlateError):
+    """The request was not admitted."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(OneSlateError):
+    """The request was admitted and then ran out of time."""
+
+
+class RunnerError(OneSlateError):
+    """The inference runner failed or is gone."""

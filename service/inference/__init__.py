@@ -1,0 +1,1 @@
+"""From histories to slates: arrays in, arrays out, one run for a whole batch."""
