@@ -1,0 +1,64 @@
+"""Renders `RESULTS.md` from `results/*.jsonl`: the one page that every figure of the documentation stands on."""
+
+from pathlib import Path
+
+from loadtests.bench.result import RESULTS_DIR, ROOT, BenchResult, format_value, read_results
+
+PAGE = ROOT / "RESULTS.md"
+
+_HEAD = """# Results
+
+Every measured run that was recorded, rendered from `results/*.jsonl` by `oneslate results`; do not edit by hand.
+Newest first. A commit that ends in `+` had local changes. Times depend on the machine and on what else it did;
+ratios compare two sides of one run.
+"""
+
+
+def render(folder: Path = RESULTS_DIR) -> str:
+    """The page as Markdown, from every `*.jsonl` of the folder, by bench name.
+
+    Raises:
+        ValueError: a line is not a result, named by file and line.
+    """
+    parts = [_HEAD]
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        parts.append("No run is recorded yet.\n")
+    for path in files:
+        runs = read_results(path)
+        parts.append(f"## {path.stem}\n")
+        runs.sort(key=lambda run: run.date)
+        runs.reverse()  # not sort(reverse=True): of two runs in one second the later line comes first
+        parts.extend(_section(run) for run in runs)
+    return "\n".join(parts)
+
+
+def write(folder: Path = RESULTS_DIR, page: Path = PAGE) -> Path:
+    """Renders and writes the page; gives back its path."""
+    page.write_text(render(folder), encoding="utf-8")
+    return page
+
+
+def _section(run: BenchResult) -> str:
+    lines = [
+        f"### {run.bench}, {run.date}",
+        "",
+        f"- commit: `{run.commit}`",
+        f"- hardware: {run.hardware}",
+        f"- command: `{run.command}`",
+    ]
+    if run.caveat:
+        lines.append(f"- caveat: {' '.join(run.caveat.split())}")
+    lines += ["", "| workload | system | value | unit |", "|---|---|---:|---|"]
+    lines += [
+        f"| {_cell(row.workload)} | {_cell(row.system)} | {format_value(row.value)} | {_cell(row.unit)} |"
+        for row in run.rows
+    ]
+    if run.ratios:
+        lines += ["", "| ratio | value |", "|---|---:|"]
+        lines += [f"| {_cell(name)} | {format_value(ratio)} |" for name, ratio in run.ratios.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
