@@ -1,0 +1,9 @@
+"""User histories: the protocol, the packed form, and who keeps them (Redis, or this process for tests).
+
+`redis_store` and `embedded` are imported by name, where Redis is wanted.
+"""
+
+from service.history.memory import MemoryHistoryStore
+from service.history.store import Durability, EventOutcome, HistoryLimits, HistoryStore, UserHistory
+
+__all__ = ["Durability", "EventOutcome", "HistoryLimits", "HistoryStore", "MemoryHistoryStore", "UserHistory"]

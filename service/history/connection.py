@@ -1,0 +1,187 @@
+"""One way to talk to Redis, whatever stands behind the URL: tight timeouts, at most one retry, one kind of error."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis import exceptions
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.utils import HIREDIS_AVAILABLE
+
+from service.errors import HistoryUnavailable
+from service.history.scripts import Script
+
+_CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_SCHEMES = ("redis", "rediss", "unix", *_CLUSTER_SCHEMES)
+_SPARE_CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """How long Redis may take."""
+
+    connect_timeout_ms: int = 50
+    """For a connection to stand."""
+    read_timeout_ms: int = 50
+    """For one reply, and for a free connection."""
+    num_retries: int = 1
+    """0 or 1: once more after a lost connection. A timeout is never retried: the caller's time is spent."""
+    max_connections: int = 64
+    """Connections at once; in a cluster, per node."""
+
+    def __post_init__(self) -> None:
+        if self.connect_timeout_ms < 1 or self.read_timeout_ms < 1:
+            raise ValueError("Redis timeouts must be at least 1 ms")
+        if self.num_retries not in (0, 1):
+            raise ValueError(f"num_retries must be 0 or 1, not {self.num_retries}")
+        if self.max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, not {self.max_connections}")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """One script with its keys, which share a hash tag, and its arguments."""
+
+    script: Script
+    keys: Sequence[str]
+    arguments: Sequence[str | bytes | int]
+
+
+class RedisConnection:
+    """Runs commands and scripts; every failure is a HistoryUnavailable with its cause."""
+
+    def __init__(self, url: str, limits: ConnectionLimits) -> None:
+        if not HIREDIS_AVAILABLE:
+            # Without it replies are parsed in Python: ten times the p99 of a read.
+            raise HistoryUnavailable("the history store needs the package hiredis (3.2 or later): pip install hiredis")
+        scheme = urlsplit(url).scheme
+        if scheme not in _SCHEMES:
+            raise ValueError(f"a Redis URL starts with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
+        self._limits = limits
+        self.is_cluster = scheme in _CLUSTER_SCHEMES
+        self.target = _without_secrets(url)
+        self._client: Any = _client(url, limits, cluster=self.is_cluster)
+        self._free_slots = asyncio.Semaphore(limits.max_connections)
+        # redis-py's cluster client sleeps and asks around inside one call; a single server's calls end by themselves.
+        budget_ms = 2 * (limits.connect_timeout_ms + limits.read_timeout_ms)
+        self._budget_s = budget_ms / 1000 if self.is_cluster else None
+
+    async def command(self, *arguments: str | bytes | int) -> Any:
+        """One command, one round trip."""
+        return await self._attempt(lambda: self._client.execute_command(*arguments), may_retry=True)
+
+    async def scripts(self, calls: Sequence[ScriptCall], *, may_retry: bool) -> list[Any]:
+        """All scripts in one round trip (in a cluster one per node, at once); their replies, in order.
+
+        A second round trip only where a server does not know a script yet. `may_retry`: running a script twice does
+        no harm.
+        """
+        commands = [_script_command("EVALSHA", call) for call in calls]
+        replies: list[Any] = await self._attempt(lambda: self._pipeline(commands), may_retry=may_retry)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
+        if unknown:
+            commands = [_script_command("EVAL", calls[i]) for i in unknown]
+            repeated = await self._attempt(lambda: self._pipeline(commands), may_retry=may_retry)
+            for i, reply in zip(unknown, repeated, strict=True):
+                replies[i] = reply
+        return replies
+
+    async def configuration(self, pattern: str) -> list[dict[str, str]]:
+        """CONFIG GET of every primary."""
+        options = {"target_nodes": RedisCluster.PRIMARIES} if self.is_cluster else {}
+        reply = await self._attempt(lambda: self._client.config_get(pattern, **options), may_retry=True)
+        replies = (
+            list(reply.values()) if self.is_cluster and any(isinstance(x, dict) for x in reply.values()) else [reply]
+        )
+        return [{_text(name): _text(value) for name, value in one.items()} for one in replies]
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def _pipeline(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        pipeline = self._client.pipeline() if self.is_cluster else self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception) and not isinstance(reply, exceptions.NoScriptError):
+                raise reply
+        return replies
+
+    async def _attempt(self, call: Callable[[], Awaitable[Any]], *, may_retry: bool) -> Any:
+        num_left = self._limits.num_retries if may_retry else 0
+        while True:
+            try:
+                async with asyncio.timeout(self._budget_s):
+                    return await self._in_turn(call)
+            except (exceptions.TimeoutError, TimeoutError) as error:
+                raise self._unavailable(error) from error
+            except (exceptions.ConnectionError, exceptions.ClusterError, OSError) as error:
+                if num_left == 0:
+                    raise self._unavailable(error) from error
+                num_left -= 1
+                await self._learn_topology()
+            except exceptions.RedisError as error:
+                raise self._unavailable(error) from error
+
+    async def _in_turn(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        # A burst waits here for a connection: redis-py's own pool would refuse at once, or lock on every command.
+        if self._free_slots.locked():
+            async with asyncio.timeout(self._limits.read_timeout_ms / 1000):
+                await self._free_slots.acquire()
+        else:
+            await self._free_slots.acquire()
+        try:
+            return await call()
+        finally:
+            self._free_slots.release()
+
+    async def _learn_topology(self) -> None:
+        """After a lost node: ask the others who serves its slots now."""
+        if not self.is_cluster:
+            return
+        try:
+            async with asyncio.timeout(self._budget_s):
+                await self._client.nodes_manager.initialize()
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> HistoryUnavailable:
+        said = str(error) or type(error).__name__
+        return HistoryUnavailable(f"history store at {self.target} did not answer: {said}")
+
+
+def _client(url: str, limits: ConnectionLimits, *, cluster: bool) -> Redis | RedisCluster:
+    options: dict[str, Any] = {
+        "socket_connect_timeout": limits.connect_timeout_ms / 1000,
+        "socket_timeout": limits.read_timeout_ms / 1000,
+        # Retries are ours: redis-py would retry the connection and the command, each, and timeouts too.
+        "retry": Retry(NoBackoff(), 0),
+        # Protocol 2 and no driver name: a new connection is usable without a round trip of its own.
+        "protocol": 2,
+        "driver_info": None,
+        "max_connections": limits.max_connections + _SPARE_CONNECTIONS,
+    }
+    if cluster:
+        parts = urlsplit(url)
+        return RedisCluster.from_url(parts._replace(scheme=_CLUSTER_SCHEMES[parts.scheme]).geturl(), **options)
+    return Redis.from_url(url, **options)
+
+
+def _script_command(command: str, call: ScriptCall) -> list[str | bytes | int]:
+    text = call.script.digest if command == "EVALSHA" else call.script.text
+    return [command, text, len(call.keys), *call.keys, *call.arguments]
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,134 @@
+"""The Lua scripts that run inside Redis (6.2 and later), each one atomic, and their digests."""
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's text and the SHA-1 that EVALSHA knows it by."""
+
+    text: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+APPEND = Script("""
+-- Appends events of one user, each event id once.
+-- KEYS  1 history  2 seen items  3-5 event ids of the last, this and the next period
+-- ARGV  1 oldest ms to keep  2 oldest ms to leave lying  3 history cap  4 history bytes to cut at  5 seen cap
+--       6 seen bytes to cut at  7 event id period ms  8 lifetime ms  9 packed entries  10.. one event id digest per
+--       entry, '' for none
+-- Returns one character per entry: 1 stored, 0 duplicate.
+local ENTRY, SEEN = 19, 9
+local packed = ARGV[9]
+
+local function time_of(bytes, i)
+  local a, b, c, d, e, f = string.byte(bytes, i * ENTRY + 9, i * ENTRY + 14)
+  return a + b * 256 + c * 65536 + d * 16777216 + e * 4294967296 + f * 1099511627776
+end
+
+local function entry_of(bytes, i)
+  return string.sub(bytes, i * ENTRY + 1, (i + 1) * ENTRY)
+end
+
+-- Event ids are kept per user in one set of 64-bit digests per period. A period older than the last is never looked
+-- at again, so nothing is trimmed: a set expires as a whole. The next period is looked at too, because clocks of
+-- replicas differ.
+local flags, fresh, seen = {}, {}, {}
+for i = 0, #packed / ENTRY - 1 do
+  local digest = ARGV[10 + i]
+  local new = digest == '' or (redis.call('SISMEMBER', KEYS[3], digest) == 0
+    and redis.call('SISMEMBER', KEYS[5], digest) == 0 and redis.call('SADD', KEYS[4], digest) == 1)
+  flags[i + 1] = new and '1' or '0'
+  if new then
+    local entry = entry_of(packed, i)
+    local at = time_of(entry, 0)
+    seen[#seen + 1] = string.sub(entry, 1, 8) .. string.sub(entry, 15, 15)
+    if at >= tonumber(ARGV[1]) then fresh[#fresh + 1] = {at, i, entry} end
+  end
+end
+local answer = table.concat(flags)
+if #seen == 0 then return answer end
+local id_lifetime = redis.call('PTTL', KEYS[4])
+if id_lifetime ~= -2 and id_lifetime < tonumber(ARGV[7]) then
+  redis.call('PEXPIRE', KEYS[4], string.format('%.0f', 2 * tonumber(ARGV[7])))
+end
+
+local function append(entries)
+  table.sort(entries, function(x, y) return x[1] < y[1] or (x[1] == y[1] and x[2] < y[2]) end)
+  local ordered = {}
+  for j, entry in ipairs(entries) do ordered[j] = entry[3] end
+  local tail = redis.call('GETRANGE', KEYS[1], -ENTRY, -1)
+  if tail == '' or time_of(tail, 0) <= entries[1][1] then
+    return redis.call('APPEND', KEYS[1], table.concat(ordered))
+  end
+  -- A late event: walk back to its place, merge from there on, and write only what moved.
+  local body = redis.call('GET', KEYS[1])
+  local num_old = #body / ENTRY
+  local keep = num_old
+  while keep > 0 and time_of(body, keep - 1) > entries[1][1] do keep = keep - 1 end
+  local merged, j = {}, 1
+  for i = keep, num_old - 1 do
+    local at = time_of(body, i)
+    while j <= #entries and entries[j][1] < at do
+      merged[#merged + 1] = ordered[j]
+      j = j + 1
+    end
+    merged[#merged + 1] = entry_of(body, i)
+  end
+  for rest = j, #entries do merged[#merged + 1] = ordered[rest] end
+  return redis.call('SETRANGE', KEYS[1], keep * ENTRY, table.concat(merged))
+end
+
+if #fresh > 0 then
+  -- Cutting rewrites the string, so it waits until a quarter too much has gathered; readers take the newest anyway.
+  local num_bytes = append(fresh)
+  if num_bytes > tonumber(ARGV[4]) or time_of(redis.call('GETRANGE', KEYS[1], 0, ENTRY - 1), 0) < tonumber(ARGV[2]) then
+    local body = redis.call('GETRANGE', KEYS[1], -ENTRY * tonumber(ARGV[3]), -1)
+    local first = 0
+    while (first + 1) * ENTRY < #body and time_of(body, first) < tonumber(ARGV[1]) do first = first + 1 end
+    redis.call('SET', KEYS[1], string.sub(body, first * ENTRY + 1), 'KEEPTTL')
+  end
+end
+
+if redis.call('APPEND', KEYS[2], table.concat(seen)) > tonumber(ARGV[6]) then
+  -- Keep the last of each pair, the newest first until the cap.
+  local body = redis.call('GET', KEYS[2])
+  local met, kept = {}, {}
+  for i = #body / SEEN - 1, 0, -1 do
+    local pair = string.sub(body, i * SEEN + 1, (i + 1) * SEEN)
+    if not met[pair] then
+      met[pair] = true
+      table.insert(kept, pair)
+      if #kept == tonumber(ARGV[5]) then break end
+    end
+  end
+  for i = 1, math.floor(#kept / 2) do kept[i], kept[#kept + 1 - i] = kept[#kept + 1 - i], kept[i] end
+  redis.call('SET', KEYS[2], table.concat(kept), 'KEEPTTL')
+end
+
+-- Lifetimes are renewed when a sixteenth has passed, not at every event: that would double the writes to disk.
+for key = 1, 2 do
+  local lifetime = redis.call('PTTL', KEYS[key])
+  if lifetime ~= -2 and lifetime < tonumber(ARGV[8]) * 15 / 16 then redis.call('PEXPIRE', KEYS[key], ARGV[8]) end
+end
+return answer
+""")
+
+REGISTER_ACTIONS = Script("""
+-- Appends those names (ARGV 2..) that the registry (KEYS 1) lacks, while it has room for ARGV 1 names; returns all.
+local names = redis.call('LRANGE', KEYS[1], 0, -1)
+local known = {}
+for _, name in ipairs(names) do known[name] = true end
+for i = 2, #ARGV do
+  if not known[ARGV[i]] and #names < tonumber(ARGV[1]) then
+    redis.call('RPUSH', KEYS[1], ARGV[i])
+    known[ARGV[i]] = true
+    names[#names + 1] = ARGV[i]
+  end
+end
+return names
+""")

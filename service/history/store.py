@@ -1,0 +1,120 @@
+"""What a history store does, whoever keeps the histories.
+
+Shapes: N entries of one user, S seen items of one user.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import Event, HistoryEntry
+
+DAY_MS = 24 * 3600 * 1000
+MAX_NUM_ACTIONS = 255
+"""Names that the action registry holds; an action is one byte of an entry."""
+
+Durability = Literal["strong", "everysec", "none", "unknown"]
+"""`strong`: an acknowledged event is on disk; `everysec`: within a second; `none`: never on purpose; `unknown`: the
+server does not tell."""
+
+RefusalReason = Literal["timestamp_in_future", "timestamp_out_of_range", "value_out_of_range", "too_many_actions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryLimits:
+    """How much of a user is kept, and for how long."""
+
+    num_entries: int = 256
+    """Newest entries that a history keeps."""
+    max_age_ms: int = 365 * DAY_MS
+    """Older entries are not read any more, and are gone a sixteenth of this later at the next event."""
+    num_seen: int = 1024
+    """Last distinct (item, action) pairs that the list of seen items keeps at least."""
+    dedupe_ms: int = 7 * DAY_MS
+    """An event id is recognised for at least this long, and at most three times as long."""
+    future_tolerance_ms: int = 5 * 60 * 1000
+    """Events further ahead of the clock are refused."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name == "future_tolerance_ms" else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(f"{field.name} must be at least {least}, not {getattr(self, field.name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class EventOutcome:
+    """What became of one event.
+
+    `stored`: acknowledged; the history keeps it as far as its limits go, and its item counts as seen. `duplicate`: the
+    user's event of this id is stored already. `refused`: not kept, for `reason`; sending it again changes nothing.
+    """
+
+    status: Literal["stored", "duplicate", "refused"]
+    reason: RefusalReason | None = None
+    detail: str = ""
+    """One sentence for people, when refused."""
+
+
+STORED = EventOutcome("stored")
+DUPLICATE = EventOutcome("duplicate")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UserHistory:
+    """One user's history as arrays; an unknown user's is empty."""
+
+    entries_N: NDArray[Any]
+    """codec.ENTRY_DTYPE (`item_key`, `timestamp_ms`, `value`, `action`), oldest first; NaN value: none."""
+    seen_S: NDArray[Any]
+    """codec.SEEN_DTYPE (`item_key`, `action`), oldest first, possibly with repetitions."""
+    action_names: tuple[str, ...]
+    """Name of each action number. The same tuple as long as no action is added: tables built from it may be kept."""
+
+    @property
+    def seen_keys(self) -> NDArray[np.uint64]:
+        """Item keys [S] of everything seen, by whatever action."""
+        return np.ascontiguousarray(self.seen_S["item_key"])
+
+    def as_entries(self) -> tuple[HistoryEntry, ...]:
+        """The entries as plain objects, oldest first: for people and JSON, not for the recommend path."""
+        return tuple(
+            HistoryEntry(key, timestamp_ms, self.action_names[action], None if np.isnan(value) else value)
+            for key, timestamp_ms, value, action in self.entries_N.tolist()
+        )
+
+
+class HistoryStore(Protocol):
+    """Keeps user histories. Every method raises HistoryUnavailable when the store does not answer in time."""
+
+    async def append(self, events: Sequence[Event], now_ms: int) -> list[EventOutcome]:
+        """Store events; one outcome per event, in their order.
+
+        All events of a user are stored at once or not at all. Entries land in time order, equal times in order of
+        arrival. When HistoryUnavailable is raised nothing is acknowledged and some users' events may be stored:
+        sending all again with the same event ids is harmless.
+        """
+        ...
+
+    async def read(self, user_id: str, now_ms: int | None = None) -> UserHistory:
+        """The newest entries within the limits at `now_ms` (None: the clock), and the seen items."""
+        ...
+
+    async def delete(self, user_id: str) -> bool:
+        """Forget everything about the user, event ids included; False when there was nothing."""
+        ...
+
+    async def ping(self) -> float:
+        """Milliseconds that one round trip takes."""
+        ...
+
+    async def durability(self) -> Durability:
+        """What an acknowledgement is worth now."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; the store is not used again."""
+        ...
