@@ -1,0 +1,73 @@
+"""Balanced assignment: every item to one code, code sizes within one of each other, least total cost.
+
+OneRec's Algorithm 1 (arXiv 2502.18965) lets the clusters, one after another, take their nearest free items; whoever
+comes last gets what is left, which costs far more than a tenth of the error. The same constraint is a transportation
+problem, solved here in two steps:
+
+1. *prices*: each code gets a price that is added to its cost; prices move until nearly as many items choose a code as
+   it may hold (the dual of the transportation problem, by damped coordinate steps);
+2. *paths*: items move along cheapest chains "one of j's items goes to k, one of k's to m" from codes that hold too
+   many to codes that hold too few. Such a chain keeps an optimal assignment optimal (successive shortest paths), and
+   chains exist whenever a legal assignment does, so step 2 always ends in exact balance.
+
+A *group* is a prefix of codes: at most `group_capacity` items of one group may share a code, which at the last level
+(capacity 1) is what makes semantic IDs unique. Both steps work on squared distances computed in chunks of
+`CHUNK_ITEMS` rows, so that memory grows with N + V^2 and never with N x V.
+
+Shapes: N items, V codes, D width.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+CodeArray = NDArray[np.int32]
+
+CHUNK_ITEMS = 16384
+
+
+def squared_distances(points_ND: FloatArray, centroids_VD: FloatArray) -> FloatArray:
+    """Squared Euclidean distances [N, V], less each point's own squared norm, which no choice of code depends on."""
+    return np.einsum("vd,vd->v", centroids_VD, centroids_VD) - np.float32(2.0) * (points_ND @ centroids_VD.T)
+
+
+def chunks(num_items: int) -> Iterator[slice]:
+    """Slices of at most CHUNK_ITEMS rows that cover `num_items`."""
+    for start in range(0, num_items, CHUNK_ITEMS):
+        yield slice(start, min(start + CHUNK_ITEMS, num_items))
+
+
+def code_sizes(num_items: int, num_codes: int) -> tuple[int, int]:
+    """Smallest and largest size that a balanced code may have: floor and ceiling of num_items / num_codes."""
+    return num_items // num_codes, -(-num_items // num_codes)
+
+
+def step_prices(distances_NV: FloatArray, prices_V: FloatArray, damping: float) -> FloatArray:
+    """One damped coordinate step of all prices towards the ones at which every code is chosen by N / V items.
+
+    A code is chosen by an item while its price stays below the item's margin, the price at which the item would turn
+    to its next best code; the N / V-th largest margin is therefore the price that leaves N / V takers.
+    """
+    num_items, num_codes = distances_NV.shape
+    rows_N = np.arange(num_items)
+    priced_NV = distances_NV + prices_V
+    first_N = priced_NV.argmin(axis=1)
+    best_N = priced_NV[rows_N, first_N]
+    priced_NV[rows_N, first_N] = np.inf
+    second_N = priced_NV.min(axis=1)
+    margins_NV = np.subtract(best_N[:, None], distances_NV, out=priced_NV)
+    margins_NV[rows_N, first_N] = second_N - distances_NV[rows_N, first_N]
+    rank = min(max(num_items - num_items // num_codes, 1), num_items - 1)
+    margins_NV.partition([rank - 1, rank], axis=0)
+    target_V = (margins_NV[rank - 1] + margins_NV[rank]) / np.float32(2.0)
+    return (prices_V + np.float32(damping) * (target_V - prices_V)).astype(np.float32)
+
+
+def cheapest_codes(points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray) -> CodeArray:
+    """Code of least distance plus price for every item; ties go to the lowest code."""
+    codes_N = np.empty(len(points_ND), np.int32)
+    for chunk in chunks(len(points_ND)):
+        codes_N[chunk] = (squared_distances(points_ND[chunk], centroids_VD) + prices_V).argmin(axis=1)
+    return codes_N
