@@ -1,0 +1,6 @@
+"""The generator: attention, mixture of experts, encoder, decoder, losses. No input or output."""
+
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator, HistoryBatch
+
+__all__ = ["Generator", "GeneratorSpec", "HistoryBatch", "ModelConfig"]

@@ -1,0 +1,79 @@
+"""Feed-forward layers: dense, and a sparse mixture of experts.
+
+Legend: N tokens, D width, F hidden width, E experts, A active experts.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a ReLU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., D] to [..., D]."""
+        out: Tensor = self.down(F.relu(self.up(x)))
+        return out
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes to its best A of E experts; their outputs are mixed by the renormalised router weights.
+
+    OneRec (arXiv 2502.18965, section 3.2) puts it in the decoder's feed-forwards. No token is ever dropped for
+    capacity. Only the experts that a token chose compute for it: in PyTorch by grouping the tokens by expert, in the
+    exported graph through the operator `com.microsoft.MoE`.
+    """
+
+    def __init__(self, width: int, hidden: int, num_experts: int, num_active: int) -> None:
+        super().__init__()
+        self.num_active = num_active
+        self.router = nn.Linear(width, num_experts, bias=False)
+        bound = width**-0.5
+        self.up_EFD = nn.Parameter(torch.empty(num_experts, hidden, width).uniform_(-bound, bound))
+        self.up_bias_EF = nn.Parameter(torch.zeros(num_experts, hidden))
+        bound = hidden**-0.5
+        self.down_EDF = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-bound, bound))
+        self.down_bias_ED = nn.Parameter(torch.zeros(num_experts, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., D] to [..., D]."""
+        x_ND = x.flatten(0, -2)
+        router_NE = self.router(x_ND)
+        out_ND = self._fused(x_ND, router_NE) if torch.compiler.is_exporting() else self._grouped(x_ND, router_NE)
+        return out_ND.view_as(x)
+
+    def _grouped(self, x_ND: Tensor, router_NE: Tensor) -> Tensor:
+        best_NA, expert_NA = router_NE.topk(self.num_active, dim=-1)
+        weight_NA = best_NA.softmax(-1)
+        # Sorted by expert, each expert's tokens are one slice: one pair of products per expert, none for idle ones.
+        order = expert_NA.flatten().argsort(stable=True)
+        token = order // self.num_active
+        counts = torch.bincount(expert_NA.flatten(), minlength=len(self.up_EFD)).tolist()
+        pieces = []
+        for expert, x_nD in enumerate(x_ND[token].split(counts)):
+            if len(x_nD):
+                hidden = F.relu(F.linear(x_nD, self.up_EFD[expert], self.up_bias_EF[expert]))
+                pieces.append(F.linear(hidden, self.down_EDF[expert], self.down_bias_ED[expert]))
+        out = torch.cat(pieces) * weight_NA.flatten()[order].unsqueeze(-1).to(pieces[0].dtype)
+        return torch.zeros_like(x_ND, dtype=out.dtype).index_add(0, token, out)
+
+    def _fused(self, x_ND: Tensor, router_NE: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MoE",
+            (x_ND, router_NE, self.up_EFD, self.up_bias_EF, self.down_EDF, self.down_bias_ED),
+            {"k": self.num_active, "activation_type": "relu", "normalize_routing_weights": 1},
+            dtype=x_ND.dtype,
+            shape=x_ND.shape,
+            version=1,
+        )
+
+
+def feed_forward(width: int, hidden: int, num_experts: int, num_active: int) -> nn.Module:
+    """A dense layer for one expert, a mixture for more."""
+    return FeedForward(width, hidden) if num_experts == 1 else MixtureOfExperts(width, hidden, num_experts, num_active)

@@ -1,0 +1,130 @@
+"""Assembles the exported pieces into one graph from histories to slates.
+
+The driver of the search runs on names instead of tensors: running a piece copies its nodes. Nothing is traced
+unrolled, so the time grows with the number of nodes alone. Weights are shared by all copies.
+"""
+
+from hashlib import sha256
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from model_export.model import Generator
+from model_export.search.driver import OUTPUTS, Search, graph_inputs
+from model_export.search.eager import search_parameter
+
+IR_VERSION = 10
+"""The newest that every onnxruntime since 1.20 reads."""
+
+_INPUT_TYPES = {
+    "history_codes": (TensorProto.INT32, ("batch", "history", "levels")),
+    "history_actions": (TensorProto.INT32, ("batch", "history")),
+    "history_times": (TensorProto.INT64, ("batch", "history")),
+    "history_values": (TensorProto.FLOAT, ("batch", "history")),
+    "history_lengths": (TensorProto.INT32, ("batch",)),
+    "now": (TensorProto.INT64, ("batch",)),
+    "excluded_rows": (TensorProto.INT32, ("batch", "excluded")),
+    "filter_slots": (TensorProto.INT32, ("batch",)),
+    "allowed_cumsum": (TensorProto.INT32, ("filters", "rows_and_one")),
+    "sids": (TensorProto.INT32, ("rows", "levels")),
+    "beam_slots": (TensorProto.INT32, ("beams",)),
+}
+_OUTPUT_TYPES = {
+    "item_rows": (TensorProto.INT32, ("batch", "beams", "slate")),
+    "item_valid": (TensorProto.BOOL, ("batch", "beams", "slate")),
+    "level_logprobs": (TensorProto.FLOAT, ("batch", "beams", "slate", "levels")),
+    "scores": (TensorProto.FLOAT, ("batch", "beams")),
+}
+
+
+def assemble(generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]) -> onnx.ModelProto:
+    """Writes the graph that decodes a whole slate.
+
+    Args:
+        generator: Gives the parameters that differ from call to call, and the sizes.
+        pieces: From `export_pieces`, of the same generator.
+        max_branch: Per level the most children of a node that the graph shall hold.
+    """
+    writer = _GraphPieces(generator, pieces, max_branch)
+    spec = generator.spec
+    names = graph_inputs(spec.num_levels)
+    outputs = Search(writer, {name: name for name in names}, spec.slate_size, spec.num_levels).run()
+    dims = {"levels": spec.num_levels, "slate": spec.slate_size}
+    for public, value in outputs.items():
+        writer.nodes.append(helper.make_node("Identity", [value], [public], name=public))
+    graph = helper.make_graph(
+        writer.nodes,
+        "oneslate_generator",
+        [_value_info(name, dims) for name in names],
+        [helper.make_tensor_value_info(name, _OUTPUT_TYPES[name][0], _shape(name, dims)) for name in OUTPUTS],
+        list(writer.initializers.values()),
+    )
+    opsets = {entry.domain: entry.version for piece in pieces.values() for entry in piece.opset_import}
+    return helper.make_model(
+        graph,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
+        producer_name="oneslate",
+    )
+
+
+def _shape(name: str, dims: dict[str, int]) -> list[str | int]:
+    return [dims.get(dim, dim) for dim in {**_INPUT_TYPES, **_OUTPUT_TYPES}[name][1]]
+
+
+def _value_info(name: str, dims: dict[str, int]) -> onnx.ValueInfoProto:
+    if name in _INPUT_TYPES:
+        return helper.make_tensor_value_info(name, _INPUT_TYPES[name][0], _shape(name, dims))
+    return helper.make_tensor_value_info(name, TensorProto.INT32, [f"num_{name}"])  # a trie array
+
+
+class _GraphPieces:
+    """Runs a piece by copying its nodes; values are names."""
+
+    def __init__(self, generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._generator = generator
+        self._pieces = pieces
+        self._max_branch = max_branch
+        self._num_calls: dict[str, int] = {}
+        self._name_of_content: dict[tuple[object, ...], str] = {}
+
+    def run(self, piece: str, *values: str) -> tuple[str, ...]:
+        graph = self._pieces[piece].graph
+        call = self._num_calls.get(piece, 0)
+        self._num_calls[piece] = call + 1
+        prefix = f"{piece}_{call}/"
+        # An input that no node reads is left out of the piece's graph by the exporter never: places must agree.
+        assert len(graph.input) == len(values), f"{piece}: {len(graph.input)} inputs, {len(values)} given"
+        renamed = {"": ""}
+        renamed.update((place.name, value) for place, value in zip(graph.input, values, strict=True))
+        renamed.update((tensor.name, self._share(tensor)) for tensor in graph.initializer)
+        for node in graph.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = prefix + node.name
+            copy.ClearField("metadata_props")
+            copy.ClearField("doc_string")
+            renamed.update((name, prefix + name) for name in node.output if name)
+            copy.input[:] = [renamed[name] for name in node.input]
+            copy.output[:] = [renamed[name] for name in node.output]
+            self.nodes.append(copy)
+        return tuple(renamed[place.name] for place in graph.output)
+
+    def parameter(self, name: str, *index: int) -> str:
+        tensor = search_parameter(self._generator, self._max_branch, name, *index)
+        array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = tensor.detach().cpu().numpy()
+        return self._share(numpy_helper.from_array(array, "_".join([name, *map(str, index)])))
+
+    def _share(self, tensor: onnx.TensorProto) -> str:
+        """Keeps one copy of equal contents, under the first name that came with it."""
+        array = numpy_helper.to_array(tensor)
+        content = (array.dtype.str, array.shape, sha256(array.tobytes()).digest())
+        if content not in self._name_of_content:
+            name = tensor.name if tensor.name not in self.initializers else f"{tensor.name}__{len(self.initializers)}"
+            self._name_of_content[content] = name
+            copy = numpy_helper.from_array(array, name)
+            self.initializers[name] = copy
+        return self._name_of_content[content]

@@ -1,0 +1,140 @@
+"""The beam search itself: which piece runs when, and on what.
+
+It is written once over opaque values. `model_export.search.eager` runs it on tensors; `model_export.onnx.assemble` runs
+it on names and thereby writes the graph. What the one does, the other does.
+
+Legend: K slate size, L levels; other letters as in `model_export.search.pieces`.
+"""
+
+from collections.abc import Mapping
+from typing import Generic, Protocol, TypeVar
+
+Value = TypeVar("Value")
+
+HISTORY_INPUTS = (
+    "history_codes",
+    "history_actions",
+    "history_times",
+    "history_values",
+    "history_lengths",
+    "now",
+)
+REQUEST_INPUTS = ("excluded_rows", "filter_slots", "allowed_cumsum", "sids", "beam_slots")
+OUTPUTS = ("item_rows", "item_valid", "level_logprobs", "scores")
+
+
+def trie_inputs(num_levels: int) -> tuple[str, ...]:
+    """Names of the trie arrays, level by level."""
+    return tuple(
+        f"{name}_{level}" for level in range(num_levels) for name in ("child_begin", "child_code", "child_row")
+    )
+
+
+def graph_inputs(num_levels: int) -> tuple[str, ...]:
+    """All inputs of the search, in order."""
+    return (*HISTORY_INPUTS, *REQUEST_INPUTS, *trie_inputs(num_levels))
+
+
+class Pieces(Protocol, Generic[Value]):
+    """Where the driver's values come from."""
+
+    def run(self, piece: str, *values: Value) -> tuple[Value, ...]:
+        """Runs one of `model_export.search.pieces` by its name."""
+        ...
+
+    def parameter(self, name: str, *index: int) -> Value:
+        """`code_table`, `head`, `head_bias`, `branch`, `level` at a level; `offset` at a position and a level;
+        `position` at a position."""
+        ...
+
+
+class Search(Generic[Value]):
+    """One search from inputs to outputs."""
+
+    def __init__(self, pieces: Pieces[Value], inputs: Mapping[str, Value], slate_size: int, num_levels: int) -> None:
+        self._pieces = pieces
+        self._inputs = inputs
+        self._slate_size = slate_size
+        self._num_levels = num_levels
+
+    def run(self) -> dict[str, Value]:
+        """Writes the slate item by item, code by code."""
+        pieces, inputs = self._pieces, self._inputs
+        request = (inputs["excluded_rows"], inputs["filter_slots"], inputs["allowed_cumsum"])
+        (self._bias, self._available, self._counts, self._score, self._rows, root, self._trace, empty, *context) = (
+            pieces.run("start", *(inputs[name] for name in HISTORY_INPUTS), *request)
+        )
+        self._context = tuple(context)
+        self._suffix = (empty,) * len(context)
+        self._excluded_codes = [
+            pieces.run(
+                "excluded_codes",
+                inputs["excluded_rows"],
+                inputs["sids"],
+                pieces.parameter("level", level),
+                pieces.parameter("head_bias", level),
+            )[0]
+            for level in range(self._num_levels)
+        ]
+        (self._twice,) = pieces.run("widen", inputs["beam_slots"])
+        for position in range(self._slate_size):
+            if position == 0:
+                (token,) = pieces.run("first_token", self._score, pieces.parameter("offset", 0, 0))
+            else:
+                tables = (pieces.parameter("code_table", level) for level in range(self._num_levels))
+                offset = pieces.parameter("offset", position, 0)
+                (token,) = pieces.run("item_token", self._rows, inputs["sids"], offset, *tables)
+                (root,) = pieces.run("root", self._score)
+            self._write_item(position, token, root)
+        outputs = pieces.run("finish", self._score, self._rows, self._trace)
+        return dict(zip(OUTPUTS, outputs, strict=True))
+
+    def _write_item(self, position: int, token: Value, node: Value) -> None:
+        pieces, inputs = self._pieces, self._inputs
+        for level in range(self._num_levels):
+            total, logprob, first, *suffix = self._step(position, level, token, node)
+            ends_item = level == self._num_levels - 1
+            # One item alone is a set of one: nothing to compare before the second.
+            compares_sets = ends_item and position > 0
+            beams = self._twice if compares_sets else inputs["beam_slots"]
+            chosen = pieces.run("select", total, logprob, first, beams)
+            if compares_sets:
+                chosen = pieces.run("distinct", *chosen, self._rows, inputs["beam_slots"])
+            self._score, parent, node, logprob = chosen
+            self._rows, self._trace, *inherited = pieces.run(
+                "advance", parent, logprob, self._rows, self._trace, *suffix
+            )
+            self._suffix = tuple(inherited)
+            if not ends_item:
+                table = pieces.parameter("code_table", level)
+                offset = pieces.parameter("offset", position, level + 1)
+                (token,) = pieces.run("code_token", node, inputs[f"child_code_{level}"], table, offset)
+        (self._rows,) = pieces.run(
+            "append_row", self._rows, node, self._available, pieces.parameter("position", position)
+        )
+
+    def _step(self, position: int, level: int, token: Value, node: Value) -> tuple[Value, ...]:
+        pieces, inputs = self._pieces, self._inputs
+        return pieces.run(
+            "step",
+            token,
+            self._bias,
+            self._score,
+            node,
+            self._rows,
+            self._available,
+            pieces.parameter("position", position),
+            inputs[f"child_begin_{level}"],
+            inputs[f"child_code_{level}"],
+            inputs[f"child_row_{level}"],
+            pieces.parameter("branch", level),
+            inputs["excluded_rows"],
+            self._counts,
+            self._excluded_codes[level],
+            inputs["allowed_cumsum"],
+            inputs["filter_slots"],
+            pieces.parameter("head", level),
+            pieces.parameter("head_bias", level),
+            *self._suffix,
+            *self._context,
+        )

@@ -1,0 +1,281 @@
+"""The pieces that a beam search is made of, each a small module: run eagerly, or exported once and copied.
+
+`model_export.search.driver` puts them together. A piece takes and returns plain tensors in a fixed order.
+
+Legend: B requests, T history, L levels, W beams in, U beams out, K slate size, S codes of the suffix, R chosen rows
+plus one dummy, C children of a node, V codes of a level, X excluded rows, F filter slots, N items, D width,
+H heads, A = heads x head width, P logprobs so far.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model_export.model import Generator
+from model_export.model.history import NUM_RESERVED_CODES
+from model_export.search.candidates import DEAD, child_logprobs, legal_children, take
+
+
+def pairs(flat: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer, from the flat order in which pieces pass them."""
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+class Start(nn.Module):
+    """Encodes the histories and sets up one empty beam per request."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self,
+        codes_BTL: Tensor,
+        actions_BT: Tensor,
+        times_BT: Tensor,
+        values_BT: Tensor,
+        lengths_B: Tensor,
+        now_B: Tensor,
+        excluded_BX: Tensor,
+        filter_slots_B: Tensor,
+        allowed_cumsum_FN: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Encodes and counts.
+
+        Returns bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 1, 0, A], and
+        the context keys and values of every layer.
+        """
+        memory_BTD, bias = self.generator.encoder(codes_BTL, actions_BT, times_BT, values_BT, lengths_B, now_B)
+        context = self.generator.decoder.context(memory_BTD)
+        offset_B1 = (filter_slots_B * allowed_cumsum_FN.shape[1]).unsqueeze(1)
+        cumsum = allowed_cumsum_FN.flatten()
+        row_BX = excluded_BX.clamp(min=0) + offset_B1
+        counts_BX = (excluded_BX >= 0) & (take(cumsum, row_BX + 1) > take(cumsum, row_BX))
+        available_B = take(allowed_cumsum_FN[:, -1], filter_slots_B) - counts_BX.to(torch.int32).sum(1)
+        node_BW = torch.zeros_like(now_B).unsqueeze(1)
+        score_BW = node_BW.to(torch.float32)
+        rows_BWR = node_BW.to(torch.int32).unsqueeze(2) - 1
+        trace_BWP = score_BW.unsqueeze(2)
+        inner = self.generator.config.num_heads * self.generator.config.head_width
+        suffix_BWSA = trace_BWP[:, :, :0, None].expand(-1, -1, -1, inner)
+        flat = [tensor for pair in context for tensor in pair]
+        return (bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_BWSA, *flat)
+
+
+class ExcludedCodes(nn.Module):
+    """One-hot codes of the excluded rows at one level."""
+
+    def forward(self, excluded_BX: Tensor, sids_NL: Tensor, level_1: Tensor, head_bias_V: Tensor) -> Tensor:
+        """Returns [B, X, V] floats; `head_bias_V` only gives V."""
+        code_BX1 = take(sids_NL, excluded_BX.clamp(min=0)).index_select(2, level_1)
+        return (code_BX1 == torch.arange(head_bias_V.shape[0], device=code_BX1.device)).to(torch.float32)
+
+
+class FirstToken(nn.Module):
+    """Decoder input before the first item."""
+
+    def forward(self, score_BW: Tensor, offset_D: Tensor) -> Tensor:
+        """Returns [B, W, D]."""
+        return torch.zeros_like(score_BW).unsqueeze(-1) + offset_D
+
+
+class ItemToken(nn.Module):
+    """Decoder input before every later item: [BOS] and the item just written."""
+
+    def forward(self, rows_BWR: Tensor, sids_NL: Tensor, offset_D: Tensor, *tables: Tensor) -> Tensor:
+        """Returns [B, W, D]; `tables` are the code embeddings [V + 2, D] of all levels."""
+        code_BWL = take(sids_NL, rows_BWR[:, :, -1].clamp(min=0)) + NUM_RESERVED_CODES
+        x_BWD = offset_D
+        for level, table in enumerate(tables):
+            x_BWD = x_BWD + take(table, code_BWL[:, :, level])
+        return x_BWD
+
+
+class CodeToken(nn.Module):
+    """Decoder input after a code inside an item."""
+
+    def forward(self, child_BW: Tensor, child_code: Tensor, table: Tensor, offset_D: Tensor) -> Tensor:
+        """Returns [B, W, D]."""
+        return take(table, take(child_code, child_BW) + NUM_RESERVED_CODES) + offset_D
+
+
+class Step(nn.Module):
+    """Decodes one code per beam and scores the children of each beam's node."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.decoder = generator.decoder
+        self.score_mode = generator.config.score_mode
+
+    def forward(
+        self,
+        x_BWD: Tensor,
+        bias: Tensor,
+        score_BW: Tensor,
+        node_BW: Tensor,
+        rows_BWR: Tensor,
+        available_B: Tensor,
+        position: Tensor,
+        child_begin: Tensor,
+        child_code: Tensor,
+        child_row: Tensor,
+        branch_C: Tensor,
+        excluded_BX: Tensor,
+        counts_BX: Tensor,
+        code_BXV: Tensor,
+        allowed_cumsum_FN: Tensor,
+        filter_slots_B: Tensor,
+        head_VD: Tensor,
+        head_bias_V: Tensor,
+        *layers: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """`layers` are the suffix and then the context of every layer, each keys and values.
+
+        Returns scores [B, W, C] and logprobs [B, W, C] of the children, first_BW, and the grown suffix.
+        """
+        half = len(layers) // 2
+        hidden_BWD, suffix = self.decoder.step(x_BWD, pairs(layers[:half]), pairs(layers[half:]), bias)
+        logits_BWV = hidden_BWD @ head_VD.transpose(0, 1) + head_bias_V
+        first_BW, code_BWC, exists_BWC, legal_BWC = legal_children(
+            node_BW,
+            rows_BWR,
+            child_begin,
+            child_row,
+            branch_C,
+            (excluded_BX, counts_BX, code_BXV),
+            child_code,
+            allowed_cumsum_FN,
+            filter_slots_B,
+        )
+        logprob_BWC = child_logprobs(logits_BWV, code_BWC, exists_BWC, self.score_mode)
+        total_BWC = torch.where(legal_BWC, score_BW.unsqueeze(-1) + logprob_BWC, DEAD)
+        # A request whose catalog is used up keeps its beams as they are: one child each, at no cost.
+        exhausted_B11 = (available_B <= position)[:, None, None]
+        kept_BWC = torch.where(branch_C == 0, score_BW.unsqueeze(-1), DEAD)
+        total_BWC = torch.where(exhausted_B11, kept_BWC, total_BWC)
+        logprob_BWC = torch.where(exhausted_B11, 0.0, logprob_BWC)
+        return (total_BWC, logprob_BWC, first_BW, *[tensor for pair in suffix for tensor in pair])
+
+
+class Select(nn.Module):
+    """Keeps the best children over all beams of a request."""
+
+    def forward(
+        self, total_BWC: Tensor, logprob_BWC: Tensor, first_BW: Tensor, beams_U: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`beams_U` only gives U. Returns score, parent, child and logprob, each [B, U], best first."""
+        num_children = total_BWC.shape[2]
+        # With fewer children than beams the rest are dead; padding keeps the shape the same everywhere.
+        dead_BU = torch.full_like(first_BW[:, :1], DEAD, dtype=torch.float32) + torch.zeros_like(
+            beams_U, dtype=torch.float32
+        )
+        score_BU, place_BU = torch.cat([total_BWC.flatten(1), dead_BU], 1).topk(beams_U.shape[0], dim=1)
+        place_BU = place_BU.clamp(max=total_BWC.shape[1] * num_children - 1)
+        parent_BU = torch.div(place_BU, num_children, rounding_mode="trunc")
+        child_BU = first_BW.gather(1, parent_BU) + (place_BU - parent_BU * num_children)
+        # A dead beam may point past its node's children; it goes on from node 0, and stays dead.
+        child_BU = torch.where(score_BU > DEAD / 2, child_BU, 0)
+        return score_BU, parent_BU, child_BU, logprob_BWC.flatten(1).gather(1, place_BU)
+
+
+class Distinct(nn.Module):
+    """At the end of an item keeps the best of the beams that hold the same set of items in another order."""
+
+    def forward(
+        self,
+        score_BU: Tensor,
+        parent_BU: Tensor,
+        child_BU: Tensor,
+        logprob_BU: Tensor,
+        rows_BWR: Tensor,
+        beams_W: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From U selected beams, best first, keeps W; `child` is the row of the new item. Returns as `Select`."""
+        num_rows = rows_BWR.shape[2]
+        rows_BUR = rows_BWR.gather(1, parent_BU.unsqueeze(2).expand(-1, -1, num_rows))
+        sets_BUR = torch.cat([rows_BUR, child_BU.unsqueeze(2).to(rows_BUR.dtype)], 2).sort(2).values
+        same_BUU = (sets_BUR.unsqueeze(1) == sets_BUR.unsqueeze(2)).all(3)
+        order_U = torch.arange(score_BU.shape[1], device=score_BU.device)
+        earlier_UU = order_U.unsqueeze(0) < order_U.unsqueeze(1)
+        repeated_BU = (same_BUU & earlier_UU).any(2)
+        score_BW, place_BW = torch.where(repeated_BU, DEAD, score_BU).topk(beams_W.shape[0], dim=1)
+        return score_BW, parent_BU.gather(1, place_BW), child_BU.gather(1, place_BW), logprob_BU.gather(1, place_BW)
+
+
+class Advance(nn.Module):
+    """Lets every new beam inherit what its parent wrote."""
+
+    def forward(
+        self, parent_BU: Tensor, logprob_BU: Tensor, rows_BWR: Tensor, trace_BWP: Tensor, *suffix: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns rows_BUR, trace_BUP with the new logprob appended, and the suffix of each layer."""
+        num_beams = rows_BWR.shape[1]
+        offset_B1 = torch.arange(parent_BU.shape[0], device=parent_BU.device).unsqueeze(1) * num_beams
+        place = (parent_BU + offset_B1).flatten()
+
+        def inherit(tensor: Tensor) -> Tensor:
+            return tensor.flatten(0, 1).index_select(0, place).unflatten(0, (parent_BU.shape[0], parent_BU.shape[1]))
+
+        trace_BUP = torch.cat([inherit(trace_BWP), logprob_BU.unsqueeze(2)], 2)
+        return (inherit(rows_BWR), trace_BUP, *[inherit(tensor) for tensor in suffix])
+
+
+class AppendRow(nn.Module):
+    """Writes the finished item into each beam's slate."""
+
+    def forward(self, rows_BWR: Tensor, child_BW: Tensor, available_B: Tensor, position: Tensor) -> Tensor:
+        """A request whose catalog is used up gets -1. Returns [B, W, R + 1]."""
+        exhausted_B1 = (available_B <= position).unsqueeze(1)
+        row_BW = torch.where(exhausted_B1, -1, child_BW.to(rows_BWR.dtype))
+        return torch.cat([rows_BWR, row_BW.unsqueeze(2)], 2)
+
+
+class Finish(nn.Module):
+    """Brings the beams into the form that a runner returns."""
+
+    def __init__(self, num_levels: int) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+
+    def forward(self, score_BW: Tensor, rows_BWR: Tensor, trace_BWP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns item rows [B, W, K], their validity, level logprobs [B, W, K, L] and scores [B, W]."""
+        live_BW1 = (score_BW > DEAD / 2).unsqueeze(2)
+        rows_BWK = torch.where(live_BW1, rows_BWR[:, :, 1:], -1)
+        valid_BWK = rows_BWK >= 0
+        logprob_BWKL = trace_BWP[:, :, 1:].unflatten(2, (-1, self.num_levels))
+        logprob_BWKL = torch.where(valid_BWK.unsqueeze(3), logprob_BWKL, 0.0)
+        return rows_BWK, valid_BWK, logprob_BWKL, score_BW
+
+
+class Widen(nn.Module):
+    """Twice as many beams, so that as many as asked for are left when repeated sets are dropped."""
+
+    def forward(self, beams_W: Tensor) -> Tensor:
+        """Returns [2 W]."""
+        return torch.cat([beams_W, beams_W])
+
+
+class Root(nn.Module):
+    """Puts every beam at the root of the trie."""
+
+    def forward(self, score_BW: Tensor) -> Tensor:
+        """Returns node 0 for each beam, [B, W]."""
+        return torch.zeros_like(score_BW, dtype=torch.int64)
+
+
+def make_pieces(generator: Generator) -> dict[str, nn.Module]:
+    """Every piece by the name that the driver calls it."""
+    return {
+        "start": Start(generator),
+        "excluded_codes": ExcludedCodes(),
+        "widen": Widen(),
+        "first_token": FirstToken(),
+        "item_token": ItemToken(),
+        "code_token": CodeToken(),
+        "root": Root(),
+        "step": Step(generator),
+        "select": Select(),
+        "distinct": Distinct(),
+        "advance": Advance(),
+        "append_row": AppendRow(),
+        "finish": Finish(generator.spec.num_levels),
+    }
