@@ -17,6 +17,8 @@ class PrepareConfig:
     """Name of a reader: see `model_export.data.formats.READERS`."""
     items: str = ""
     """Format `table`: path of the items file; empty: `items.*` of the data folder, if there is one."""
+    value_unit: str = ""
+    """Format `table`: unit of `value`, for people (`s`, `stars`)."""
     split: Split = "auto"
     """`auto`: `given` where the format brings a split, else `time` where there are times, else `leave_one_out`."""
     target_kind: TargetKind = "auto"

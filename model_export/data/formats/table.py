@@ -36,7 +36,13 @@ def read_table(inputs: Inputs, config: PrepareConfig, rejects: Rejects) -> Event
     events = clean_events(raw, file, rejects, default_action=ACTION)
     items_file = _items_file(inputs, config)
     items = None if items_file is None else _read_items(inputs, items_file, rejects)
-    return EventLog(events=events, items=items, default_action=ACTION, owns_catalog=True)
+    return EventLog(
+        events=events,
+        items=items,
+        default_action=ACTION,
+        units=dict.fromkeys(events["action"].unique().to_list(), config.value_unit),
+        owns_catalog=True,
+    )
 
 
 def _items_file(inputs: Inputs, config: PrepareConfig) -> Path | None:
@@ -63,9 +69,9 @@ def _read_columns(
         raw = read_delimited(inputs, file, rejects, separator=guess_separator(inputs, file), required=required)
     else:
         raise DataError(f"{file}: unknown kind of file; known are {', '.join(ENDINGS)}, with or without .gz")
-    return raw.select([name for name in ("line", "row", *columns) if name in raw.columns]).with_columns(
-        pl.col("user_id", "item_id", "session_id").cast(pl.String)
-    )
+    raw = raw.select([name for name in ("line", "row", *columns) if name in raw.columns])
+    ids = [name for name in ("user_id", "item_id", "action", "session_id") if name in raw.columns]
+    return raw.with_columns(pl.col(ids).cast(pl.String))
 
 
 def _read_items(inputs: Inputs, file: Path, rejects: Rejects) -> pl.DataFrame:
