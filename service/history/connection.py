@@ -126,7 +126,7 @@ class RedisConnection:
                     raise self._unavailable(error) from error
                 num_left -= 1
                 await self._learn_topology()
-            except exceptions.RedisError as error:
+            except (exceptions.RedisError, exceptions.RedisClusterException) as error:
                 raise self._unavailable(error) from error
 
     async def _in_turn(self, call: Callable[[], Awaitable[Any]]) -> Any:

@@ -33,6 +33,8 @@ STATE_FILE = "oneslate-redis.json"
 _LOG_FILE = "redis.log"
 _MAX_SOCKET_PATH_BYTES = 100
 """Below the 104 to 108 bytes that systems allow."""
+_SHUTDOWN_TIMEOUT_S = 10.0
+"""Given to a server to end by itself before it is killed."""
 _POLL_S = 0.01
 
 
@@ -65,8 +67,8 @@ class EmbeddedRedis:
         appendfsync: Literal["always", "everysec"] = "everysec",
         timeout_s: float = 20.0,
     ) -> None:
-        self._directory = directory.resolve()
-        if any(mark in str(self._directory) for mark in "\n\r"):
+        self.directory = directory.resolve()
+        if any(mark in str(self.directory) for mark in "\n\r"):
             raise ValueError(f"the Redis directory must be named without line ends: {directory}")
         self._appendfsync = appendfsync
         self._timeout_s = timeout_s
@@ -74,18 +76,14 @@ class EmbeddedRedis:
 
     def start(self) -> str:
         """URL of the running server. HistoryUnavailable, with the server's last words, when none comes up."""
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         deadline_s = time.monotonic() + self._timeout_s
         with self._start_lock(deadline_s):
-            with self._alive_lock() as alive_fd:
-                if alive_fd is not None:
-                    self._reap()
-                    self._spawn(alive_fd)
-            return self._wait_until_ready(deadline_s)
+            return self._find_or_spawn(deadline_s)
 
     def stop(self) -> None:
         """Shut the server down with everything on disk, and wait until it is gone. Nothing happens when none runs."""
-        if not self._directory.is_dir():
+        if not self.directory.is_dir():
             return
         deadline_s = time.monotonic() + self._timeout_s
         with self._start_lock(deadline_s):
@@ -95,12 +93,15 @@ class EmbeddedRedis:
             state = self._state()
             if state:
                 # The connection ends without an answer when the shutdown works; a server that hangs is seen below.
-                with suppress(redis.RedisError, OSError), _client(state["url"], timeout_s=5.0) as client:
+                with (
+                    suppress(redis.RedisError, OSError),
+                    _client(state["url"], timeout_s=_SHUTDOWN_TIMEOUT_S) as client,
+                ):
                     client.execute_command("SHUTDOWN", "SAVE")
-            if not self._wait_until_gone(time.monotonic() + min(10.0, self._timeout_s)):
+            if not self._wait_until_gone(time.monotonic() + _SHUTDOWN_TIMEOUT_S):
                 self._kill(state)
             self._reap()
-            (self._directory / STATE_FILE).unlink(missing_ok=True)
+            (self.directory / STATE_FILE).unlink(missing_ok=True)
 
     def __enter__(self) -> str:
         return self.start()
@@ -112,22 +113,22 @@ class EmbeddedRedis:
         url, address = self._address()
         # Before the server, so that a starter killed in between leaves the address behind.
         self._write_state({"url": url, "pid": None})
-        config = self._directory / "redis.conf"
+        config = self.directory / "redis.conf"
         _write_private(config, "".join(f"{line}\n" for line in [*address, *self._settings()]))
-        with (self._directory / _LOG_FILE).open("ab") as log:
+        with (self.directory / _LOG_FILE).open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own binary and configuration
                 [find_redis_server(), config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self._directory,
+                cwd=self.directory,
                 start_new_session=True,
                 pass_fds=(alive_fd,),
             )
 
     def _settings(self) -> list[str]:
         return [
-            f"dir {_quoted(self._directory)}",
+            f"dir {_quoted(self.directory)}",
             "daemonize no",
             "appendonly yes",
             f"appendfsync {self._appendfsync}",
@@ -139,7 +140,7 @@ class EmbeddedRedis:
 
     def _address(self) -> tuple[str, list[str]]:
         """URL and configuration lines: a unix socket of this user alone, or loopback with a password."""
-        path = self._directory / "redis.sock"
+        path = self.directory / "redis.sock"
         if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
             path.unlink(missing_ok=True)
             return f"unix://{quote(str(path))}", ["port 0", f"unixsocket {_quoted(path)}", "unixsocketperm 700"]
@@ -149,11 +150,18 @@ class EmbeddedRedis:
             port = probe.getsockname()[1]
         return f"redis://:{password}@127.0.0.1:{port}", ["bind 127.0.0.1", f"port {port}", f"requirepass {password}"]
 
-    def _wait_until_ready(self, deadline_s: float) -> str:
+    def _find_or_spawn(self, deadline_s: float) -> str:
         trouble: Exception | None = None
+        spawned = False
         while time.monotonic() < deadline_s:
-            if self._process is not None and self._process.poll() is not None:
-                raise HistoryUnavailable(f"redis-server ended at once: {self._last_words()}")
+            # Asked every time: a server that was found may be on its way out.
+            with self._alive_lock() as alive_fd:
+                if alive_fd is not None:
+                    self._reap()
+                    if spawned:
+                        raise HistoryUnavailable(f"redis-server ended at once: {self._last_words()}")
+                    self._spawn(alive_fd)
+                    spawned = True
             state = self._state()
             if state:
                 try:
@@ -162,7 +170,7 @@ class EmbeddedRedis:
                     trouble = error
             time.sleep(_POLL_S)
         raise HistoryUnavailable(
-            f"the Redis of {self._directory} did not get ready in {self._timeout_s:g} s; see {_LOG_FILE} there"
+            f"the Redis of {self.directory} did not get ready in {self._timeout_s:g} s; see {_LOG_FILE} there"
         ) from trouble
 
     def _adopt(self, url: str) -> str:
@@ -170,8 +178,8 @@ class EmbeddedRedis:
         with _client(url, timeout_s=1.0) as client:
             client.ping()  # refused while the append-only file is still being loaded, which CONFIG is not
             served = client.config_get("dir")["dir"]
-            if Path(served) != self._directory:
-                raise HistoryUnavailable(f"the Redis at the address of {self._directory} serves {served}")
+            if Path(served) != self.directory:
+                raise HistoryUnavailable(f"the Redis at the address of {self.directory} serves {served}")
             if client.config_get("appendfsync")["appendfsync"] != self._appendfsync:
                 client.config_set("appendfsync", self._appendfsync)
             pid = int(client.info("server")["process_id"])
@@ -192,11 +200,11 @@ class EmbeddedRedis:
         """The last resort for a server that hangs: what it acknowledged is in the append-only file."""
         pid = state and state["pid"]
         if not pid:
-            raise HistoryUnavailable(f"the Redis of {self._directory} does not answer and its process id is unknown")
+            raise HistoryUnavailable(f"the Redis of {self.directory} does not answer and its process id is unknown")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        if not self._wait_until_gone(time.monotonic() + 10.0):
-            raise HistoryUnavailable(f"the Redis of {self._directory} (process {pid}) does not end")
+        if not self._wait_until_gone(time.monotonic() + _SHUTDOWN_TIMEOUT_S):
+            raise HistoryUnavailable(f"the Redis of {self.directory} (process {pid}) does not end")
 
     def _reap(self) -> None:
         if self._process is not None:
@@ -205,33 +213,33 @@ class EmbeddedRedis:
 
     def _state(self) -> dict[str, Any] | None:
         try:
-            state = json.loads((self._directory / STATE_FILE).read_text())
+            state = json.loads((self.directory / STATE_FILE).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         return state if isinstance(state, dict) and {"url", "pid"} <= state.keys() else None
 
     def _write_state(self, state: dict[str, Any]) -> None:
-        fresh = self._directory / f"{STATE_FILE}.new"
+        fresh = self.directory / f"{STATE_FILE}.new"
         _write_private(fresh, json.dumps(state))
-        fresh.replace(self._directory / STATE_FILE)
+        fresh.replace(self.directory / STATE_FILE)
 
     def _last_words(self) -> str:
-        lines = (self._directory / _LOG_FILE).read_text(errors="replace").splitlines()
+        lines = (self.directory / _LOG_FILE).read_text(errors="replace").splitlines()
         return lines[-1].strip() if lines else "it said nothing"
 
     @contextmanager
     def _start_lock(self, deadline_s: float) -> Iterator[None]:
-        with (self._directory / "start.lock").open("a") as file:
+        with (self.directory / "start.lock").open("a") as file:
             while not _try_lock(file):
                 if time.monotonic() > deadline_s:
-                    raise HistoryUnavailable(f"someone else keeps starting or stopping the Redis of {self._directory}")
+                    raise HistoryUnavailable(f"someone else keeps starting or stopping the Redis of {self.directory}")
                 time.sleep(_POLL_S)
             yield
 
     @contextmanager
     def _alive_lock(self) -> Iterator[int | None]:
         """The descriptor to hand to a new server, or None when one lives."""
-        with (self._directory / "alive.lock").open("a") as file:
+        with (self.directory / "alive.lock").open("a") as file:
             yield file.fileno() if _try_lock(file) else None
 
     def _is_alive(self) -> bool:

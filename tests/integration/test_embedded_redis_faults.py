@@ -1,0 +1,272 @@
+"""The Redis store when Redis is killed, paused, away, or damaged: real servers, real signals."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.domain import Event, item_key
+from service.errors import HistoryUnavailable
+from service.history import HistoryLimits
+from service.history.connection import ConnectionLimits
+from service.history.embedded import STATE_FILE, EmbeddedRedis
+from service.history.redis_store import RedisHistoryStore
+
+NOW_MS = 1_790_000_000_000
+TIGHT = ConnectionLimits(connect_timeout_ms=100, read_timeout_ms=100)
+PATIENT = ConnectionLimits(connect_timeout_ms=3000, read_timeout_ms=3000)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(tmp_path / "r", appendfsync="always")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def store(server: EmbeddedRedis) -> AsyncIterator[RedisHistoryStore]:
+    store = RedisHistoryStore(server.start(), None, TIGHT)
+    await store.append([event("warm", 0)], NOW_MS)
+    yield store
+    await store.close()
+
+
+def pid_of(server: EmbeddedRedis) -> int:
+    state = json.loads((server.directory / STATE_FILE).read_text())
+    return int(state["pid"])
+
+
+def event(user_id: str, number: int) -> Event:
+    return Event(
+        user_id=user_id, item_id=f"item-{number}", action="view", timestamp_ms=NOW_MS + number, event_id=f"{number}"
+    )
+
+
+@pytest.mark.parametrize("round_number", range(3))
+async def test_every_acknowledged_event_survives_a_kill(server: EmbeddedRedis, round_number: int) -> None:
+    store = RedisHistoryStore(server.start(), HistoryLimits(num_entries=100_000), PATIENT)
+    acknowledged: dict[str, list[int]] = {f"user-{i}": [] for i in range(4)}
+
+    async def ingest(user: str) -> None:
+        number = 0
+        while True:
+            batch = [event(user, number + i) for i in range(3)]
+            outcomes = await store.append(batch, NOW_MS)
+            acknowledged[user] += [number + i for i, out in enumerate(outcomes) if out.status == "stored"]
+            number += 3
+
+    ingests = [asyncio.create_task(ingest(user)) for user in acknowledged]
+    await asyncio.sleep(0.1 + round_number * 0.13)
+    os.kill(pid_of(server), signal.SIGKILL)
+    ends = await asyncio.gather(*ingests, return_exceptions=True)
+    assert [type(end) for end in ends] == [HistoryUnavailable] * 4
+    server.start()
+    for user, numbers in acknowledged.items():
+        kept = (await store.read(user, NOW_MS)).entries_N["item_key"].tolist()
+        assert numbers
+        assert len(kept) == len(set(kept))
+        assert {item_key(f"item-{number}") for number in numbers} <= set(kept)
+        # At most the one batch whose acknowledgement was lost is there too, whole; a client sends it again.
+        assert len(kept) - len(numbers) in (0, 3)
+        again = await store.append([event(user, len(numbers) + i) for i in range(3)], NOW_MS)
+        assert {outcome.status for outcome in again} == {"duplicate" if len(kept) > len(numbers) else "stored"}
+    await store.close()
+
+
+async def assert_unavailable(store: RedisHistoryStore, within_s: float) -> None:
+    for call in (
+        lambda: store.append([event("warm", 1)], NOW_MS),
+        lambda: store.read("warm"),
+        lambda: store.delete("warm"),
+        store.ping,
+        store.durability,
+    ):
+        start_s = time.monotonic()
+        with pytest.raises(HistoryUnavailable, match="did not answer") as caught:
+            await call()
+        assert time.monotonic() - start_s < within_s
+        assert isinstance(caught.value.__cause__, redis.RedisError | OSError)
+
+
+async def test_a_stopped_redis_is_unavailable_until_it_is_back(server: EmbeddedRedis, store: RedisHistoryStore) -> None:
+    server.stop()
+    await assert_unavailable(store, within_s=0.5)
+    server.start()
+    assert (await store.read("warm", NOW_MS)).entries_N.size == 1
+    assert [out.status for out in await store.append([event("warm", 1)], NOW_MS)] == ["stored"]
+
+
+async def test_a_restart_between_calls_is_not_noticed(server: EmbeddedRedis, store: RedisHistoryStore) -> None:
+    os.kill(pid_of(server), signal.SIGKILL)
+    server.start()
+    outcomes = await store.append([event("warm", 0), event("warm", 1)], NOW_MS)
+    assert [out.status for out in outcomes] == ["duplicate", "stored"]
+
+
+async def test_a_paused_redis_is_unavailable_within_the_timeout(
+    server: EmbeddedRedis, store: RedisHistoryStore
+) -> None:
+    os.kill(pid_of(server), signal.SIGSTOP)
+    await assert_unavailable(store, within_s=0.5)
+    os.kill(pid_of(server), signal.SIGCONT)
+    # What the paused server still runs late is recognised by its event id: stored once, whoever gets the answer.
+    [outcome] = await store.append([event("other", 1)], NOW_MS)
+    assert outcome.status == "stored"
+    assert (await store.read("other", NOW_MS)).entries_N.size == 1
+
+
+async def test_cancelling_is_not_swallowed_and_answers_are_not_mixed_up(
+    server: EmbeddedRedis, store: RedisHistoryStore
+) -> None:
+    await store.append([event(f"user-{i}", i) for i in range(8)], NOW_MS)
+    os.kill(pid_of(server), signal.SIGSTOP)
+    reads = [asyncio.create_task(store.read(f"user-{i}", NOW_MS)) for i in range(8)]
+    await asyncio.sleep(0.02)
+    for read in reads:
+        read.cancel()
+    ends = await asyncio.gather(*reads, return_exceptions=True)
+    assert {type(end) for end in ends} == {asyncio.CancelledError}
+    os.kill(pid_of(server), signal.SIGCONT)
+    histories = await asyncio.gather(*(store.read(f"user-{i}", NOW_MS) for i in range(8)))
+    assert [history.seen_keys.tolist() for history in histories] == [[item_key(f"item-{i}")] for i in range(8)]
+
+
+async def test_more_requests_than_connections_wait_their_turn(server: EmbeddedRedis) -> None:
+    few = ConnectionLimits(connect_timeout_ms=3000, read_timeout_ms=3000, max_connections=3)
+    store = RedisHistoryStore(server.start(), None, few)
+    await store.append([event("warm", 0)], NOW_MS)
+    histories = await asyncio.gather(*(store.read("warm", NOW_MS) for _ in range(300)))
+    assert {history.entries_N.size for history in histories} == {1}
+    with redis.Redis.from_url(server.start()) as client:
+        assert len([one for one in client.client_list() if one["cmd"] == "mget"]) <= 3
+    await store.close()
+
+
+async def test_waiting_for_a_connection_ends_too(server: EmbeddedRedis) -> None:
+    few = ConnectionLimits(connect_timeout_ms=100, read_timeout_ms=100, max_connections=1)
+    store = RedisHistoryStore(server.start(), None, few)
+    await store.read("warm")
+    os.kill(pid_of(server), signal.SIGSTOP)
+    start_s = time.monotonic()
+    ends = await asyncio.gather(*(store.read("warm") for _ in range(20)), return_exceptions=True)
+    assert {type(end) for end in ends} == {HistoryUnavailable}
+    assert time.monotonic() - start_s < 0.6
+    os.kill(pid_of(server), signal.SIGCONT)
+    await store.close()
+
+
+async def test_forgotten_scripts_are_sent_again(server: EmbeddedRedis, store: RedisHistoryStore) -> None:
+    with redis.Redis.from_url(server.start()) as client:
+        client.script_flush()
+    outcomes = await store.append([event(f"user-{i}", 1) for i in range(5)], NOW_MS)
+    assert [out.status for out in outcomes] == ["stored"] * 5
+
+
+async def test_a_lost_action_gets_its_number_back(server: EmbeddedRedis, store: RedisHistoryStore) -> None:
+    like = Event(user_id="u", item_id="a", action="like", timestamp_ms=NOW_MS)
+    await store.append([like], NOW_MS)
+    with redis.Redis.from_url(server.start()) as client:
+        assert client.rpop("{oneslate}:actions:1") == b"like"
+    await store.ping()
+    replica = RedisHistoryStore(server.start(), None, PATIENT)
+    assert (await replica.read("u", NOW_MS)).as_entries()[0].action == "like"
+    with redis.Redis.from_url(server.start()) as client:
+        client.flushall()
+    await replica.append([event("v", 1)], NOW_MS)
+    assert (await replica.read("v", NOW_MS)).as_entries()[0].action == "view"
+    await replica.close()
+
+
+async def test_damaged_histories_are_named(server: EmbeddedRedis, store: RedisHistoryStore) -> None:
+    with redis.Redis.from_url(server.start()) as client:
+        [key] = client.keys("*h1:warm")
+        client.append(key, b"x")
+        with pytest.raises(HistoryUnavailable, match="20 bytes does not hold whole items of 19 bytes"):
+            await store.read("warm")
+        client.set(key, b"\xff" * 19)
+        with pytest.raises(HistoryUnavailable, match="names action 255, never registered"):
+            await store.read("warm", 0)
+        client.delete(key)
+        client.lpush(key, b"x")
+        with pytest.raises(HistoryUnavailable, match="WRONGTYPE"):
+            await store.append([event("warm", 5)], NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "durability"),
+    [
+        ({"appendonly": "yes", "appendfsync": "always"}, "strong"),
+        ({"appendonly": "yes", "appendfsync": "everysec"}, "everysec"),
+        ({"appendonly": "yes", "appendfsync": "no"}, "none"),
+        ({"appendonly": "no", "appendfsync": "always"}, "none"),
+    ],
+)
+async def test_durability_is_what_the_server_does(
+    server: EmbeddedRedis, store: RedisHistoryStore, settings: dict[str, str], durability: str
+) -> None:
+    with redis.Redis.from_url(server.start()) as client:
+        for name, value in settings.items():
+            client.config_set(name, value)
+    assert await store.durability() == durability
+
+
+async def test_durability_is_unknown_where_it_may_not_be_asked(server: EmbeddedRedis) -> None:
+    url = server.start()
+    with redis.Redis.from_url(url) as client:
+        client.acl_setuser(
+            "app", enabled=True, passwords=["+secret"], categories=["+@all"], commands=["-config"], keys="*"
+        )
+    store = RedisHistoryStore(url.replace("unix://", "unix://app:secret@"), None, PATIENT)
+    assert await store.durability() == "unknown"
+    await store.close()
+
+
+async def test_errors_do_not_tell_the_password() -> None:
+    store = RedisHistoryStore("redis://app:hunter2@127.0.0.1:1/0", None, TIGHT)
+    with pytest.raises(HistoryUnavailable, match=r"redis://127\.0\.0\.1:1/0") as caught:
+        await store.ping()
+    assert "hunter2" not in str(caught.value)
+    await store.close()
+
+
+async def test_an_unreachable_cluster_is_unavailable_within_the_timeout() -> None:
+    store = RedisHistoryStore("redis+cluster://127.0.0.1:1", None, TIGHT)
+    start_s = time.monotonic()
+    with pytest.raises(HistoryUnavailable):
+        await store.append([event("u", 1)], NOW_MS)
+    assert time.monotonic() - start_s < 1.5
+    await store.close()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "127.0.0.1:6379", ""])
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="starts with one of redis://, rediss://, unix://, redis\\+cluster://"):
+        RedisHistoryStore(url)
+
+
+def test_without_hiredis_the_store_refuses_with_one_error() -> None:
+    program = (
+        "import sys; sys.modules['hiredis'] = None\n"
+        "from service.errors import HistoryUnavailable\n"
+        "from service.history.redis_store import RedisHistoryStore\n"
+        "try: RedisHistoryStore('redis://127.0.0.1:6379')\n"
+        "except HistoryUnavailable as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("the history store needs the package hiredis")
+
+
+@pytest.mark.parametrize("wrong", [{"connect_timeout_ms": 0}, {"num_retries": 2}, {"max_connections": 0}])
+def test_wrong_connection_limits_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        ConnectionLimits(**wrong)
