@@ -51,15 +51,18 @@ class SlateDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.width)
 
+    def _stack(self) -> list[DecoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
     def context(self, memory_BTD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer keys and values [B, H, T, C] of the history, shared by all beams and steps."""
-        return [layer.cross_attention.context(memory_BTD) for layer in self.layers]
+        return [layer.cross_attention.context(memory_BTD) for layer in self._stack()]
 
     def forward(self, x_BSD: Tensor, context: list[tuple[Tensor, Tensor]], bias: Tensor) -> Tensor:
         """Teacher forcing: maps the embedded codes [B, S, D] to hidden vectors [B, S, D]."""
         length = x_BSD.shape[1]
         causal_bias = torch.full((length, length), -torch.inf, device=x_BSD.device, dtype=bias.dtype).triu(1)
-        for layer, layer_context in zip(self.layers, context, strict=True):
+        for layer, layer_context in zip(self._stack(), context, strict=True):
             x_BSD = layer(x_BSD, causal_bias, layer_context, bias)
         out: Tensor = self.norm(x_BSD)
         return out
@@ -69,7 +72,7 @@ class SlateDecoder(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """One code per beam: hidden vectors [B, W, D] and the grown suffix (keys, values [B, W, S + 1, A] a layer)."""
         grown = []
-        for layer, (key, value), layer_context in zip(self.layers, suffix, context, strict=True):
-            x_BWD, key, value = layer.step(x_BWD, key, value, layer_context, bias)
-            grown.append((key, value))
+        for layer, (key_BWSA, value_BWSA), layer_context in zip(self._stack(), suffix, context, strict=True):
+            x_BWD, *pair = layer.step(x_BWD, key_BWSA, value_BWSA, layer_context, bias)
+            grown.append((pair[0], pair[1]))
         return self.norm(x_BWD), grown

@@ -114,17 +114,19 @@ def search_parameter(generator: Generator, max_branch: tuple[int, ...], name: st
     level = index[-1]
     match name:
         case "code_table":
-            return generator.code_tables[level].weight
+            tensor = generator.code_tables[level].weight
         case "head":
-            return generator.heads[level].get_parameter("weight")
+            tensor = generator.heads[level].get_parameter("weight")
         case "head_bias":
-            return generator.heads[level].get_parameter("bias")
+            tensor = generator.heads[level].get_parameter("bias")
         case "offset":
-            return generator.position_offset(*index)
+            tensor = generator.position_offset(*index)
         case "branch":
-            return torch.arange(max_branch[level], dtype=torch.int32, device=device)
+            tensor = torch.arange(max_branch[level], dtype=torch.int32, device=device)
         case "level":
-            return torch.tensor([level], dtype=torch.int64, device=device)
+            tensor = torch.tensor([level], dtype=torch.int64, device=device)
         case "position":
-            return torch.tensor(index[0], dtype=torch.int32, device=device)
-    raise AssertionError(name)
+            tensor = torch.tensor(index[0], dtype=torch.int32, device=device)
+        case _:
+            raise AssertionError(name)
+    return tensor

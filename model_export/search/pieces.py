@@ -213,7 +213,8 @@ class Advance(nn.Module):
         place = (parent_BU + offset_B1).flatten()
 
         def inherit(tensor: Tensor) -> Tensor:
-            return tensor.flatten(0, 1).index_select(0, place).unflatten(0, (parent_BU.shape[0], parent_BU.shape[1]))
+            flat = tensor.flatten(0, 1).index_select(0, place)
+            return flat.view(*parent_BU.shape, *tensor.shape[2:])
 
         trace_BUP = torch.cat([inherit(trace_BWP), logprob_BU.unsqueeze(2)], 2)
         return (inherit(rows_BWR), trace_BUP, *[inherit(tensor) for tensor in suffix])
