@@ -3,9 +3,11 @@
 Shapes: E events, grouped by segment and in time order inside it.
 """
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from model_export.data.items import build_catalog
 from model_export.data.log import EventLog
 from model_export.data.prepared import FORMAT_VERSION, PreparedData
 from model_export.data.protocol import (
+    SplitName,
     assign_parts,
     choose_repeat_policy,
     choose_split,
@@ -91,15 +94,18 @@ def _order(events: pl.DataFrame, items: pl.DataFrame, *, is_given: bool) -> pl.D
     return joined.sort("segment", "timestamp_ms", maintain_order=True)
 
 
-def _assemble(
-    log: EventLog,
-    events: pl.DataFrame,
-    items: pl.DataFrame,
-    *,
-    rejects: pl.DataFrame,
-    config: PrepareConfig,
-    data_sha256: str,
-) -> PreparedData:
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Sessions, parts and examples of ordered events, and the choices that led to them."""
+
+    split: SplitName
+    split_cuts_ms: list[int]
+    target_kind: Literal["session", "next_items"]
+    timeline: Timeline
+    splits: dict[str, Examples]
+
+
+def _lay_out(log: EventLog, events: pl.DataFrame, config: PrepareConfig) -> _Layout:
     split = choose_split(log, config)
     segment_E, timestamp_ms_E = _int64(events["segment"]), _int64(events["timestamp_ms"])
     session_E = _number_sessions(log, events, segment_E, timestamp_ms_E, config)
@@ -113,48 +119,67 @@ def _assemble(
     )
     target_kind = choose_target_kind(log, segment_E, timestamp_ms_E, session_E, config)
     last_only_E = events["last_only"].to_numpy() if log.is_given else np.zeros(events.height, dtype=np.bool_)
+    timeline = Timeline(segment_E=segment_E, session_E=session_E, part_E=part_E, last_only_E=last_only_E)
     splits = build_examples(
-        Timeline(segment_E=segment_E, session_E=session_E, part_E=part_E, last_only_E=last_only_E),
-        target_kind=target_kind,
-        item_protocol=split in ("given", "leave_one_out"),
-        config=config,
+        timeline, target_kind=target_kind, item_protocol=split in ("given", "leave_one_out"), config=config
     )
     if len(splits["train"]) == 0:
         raise DataError(
             f"split {split} and targets {target_kind} leave no training example of {events.height:,} events"
         )
-    actions, action_E = _number_actions(log, events, part_E, config)
-    share = repeat_share(segment_E, _int64(events["item"]), part_E == TRAIN)
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "format": config.format,
-        "actions": [asdict(action) for action in actions],
-        "default_action": log.default_action if log.default_action in events["action"] else actions[0].name,
-        "has_times": log.has_times,
-        "target_kind": target_kind,
-        "slate_size": config.slate_size,
-        "split": split,
-        "split_cuts_ms": cuts,
-        "repeat_policy": choose_repeat_policy(share, config),
-        "repeat_share": share,
-        "counts": _count(events, items, rejects, session_E, splits),
-        "data_sha256": data_sha256,
-        "config": asdict(config),
-    }
+    return _Layout(split=split, split_cuts_ms=cuts, target_kind=target_kind, timeline=timeline, splits=splits)
+
+
+def _assemble(
+    log: EventLog,
+    events: pl.DataFrame,
+    items: pl.DataFrame,
+    *,
+    rejects: pl.DataFrame,
+    config: PrepareConfig,
+    data_sha256: str,
+) -> PreparedData:
+    layout = _lay_out(log, events, config)
+    timeline = layout.timeline
+    actions, action_E = _number_actions(log, events, timeline.part_E, config)
+    share = repeat_share(timeline.segment_E, _int64(events["item"]), timeline.part_E == TRAIN)
     return PreparedData(
         user_id_E=events["user_id"],
         item_E=events["item"].cast(pl.Int32).to_numpy(),
         action_E=action_E.astype(np.int16),
-        timestamp_ms_E=timestamp_ms_E,
+        timestamp_ms_E=_int64(events["timestamp_ms"]),
         value_E=_values(events),
-        session_E=session_E.astype(np.int32),
-        segment_E=segment_E.astype(np.int32),
-        part_E=part_E.astype(np.int8),
+        session_E=timeline.session_E.astype(np.int32),
+        segment_E=timeline.segment_E.astype(np.int32),
+        part_E=timeline.part_E.astype(np.int8),
         items=items,
-        splits=splits,
+        splits=layout.splits,
         rejects=rejects,
-        meta=meta,
+        meta=_plain_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "format": config.format,
+                "actions": [asdict(action) for action in actions],
+                "default_action": log.default_action if log.default_action in events["action"] else actions[0].name,
+                "has_times": log.has_times,
+                "target_kind": layout.target_kind,
+                "slate_size": config.slate_size,
+                "split": layout.split,
+                "split_cuts_ms": layout.split_cuts_ms,
+                "repeat_policy": choose_repeat_policy(share, config),
+                "repeat_share": share,
+                "counts": _count(events, items, rejects, timeline.session_E, layout.splits),
+                "data_sha256": data_sha256,
+                "config": asdict(config),
+            }
+        ),
     )
+
+
+def _plain_json(meta: dict[str, Any]) -> dict[str, Any]:
+    """The same as a saved and loaded `meta.json` gives it (lists for tuples)."""
+    plain: dict[str, Any] = json.loads(json.dumps(meta))
+    return plain
 
 
 def _values(events: pl.DataFrame) -> npt.NDArray[np.float32]:

@@ -106,11 +106,10 @@ class _World:
         is_same = following < len(self.items) and self.items[following].series == self.items[row].series
         return following if is_same else None
 
-    def neighbour(self, topic: int) -> int:
-        """Another topic of the same group that has items; the topic itself where there is none."""
+    def neighbours(self, topic: int) -> list[int]:
+        """The other topics of the same group that have items."""
         first = topic - topic % TOPICS_PER_GROUP
-        others = [t for t in range(first, first + TOPICS_PER_GROUP) if t != topic and t in self.rows_of]
-        return self.rng.choice(others) if others else topic
+        return [t for t in range(first, first + TOPICS_PER_GROUP) if t != topic and t in self.rows_of]
 
     def first_row(self, viewer: _Viewer) -> int:
         """A visit opens on one of the viewer's interests, often where the last visit to it stopped."""
@@ -128,17 +127,20 @@ class _World:
             return following
         topic = self.items[row].topic
         if draw > 1 - self.config.drift_share:
-            topic = self.neighbour(topic)
+            topic = self.rng.choice(self.neighbours(topic) or [topic])
         return self.unseen_row(viewer, topic)
 
     def unseen_row(self, viewer: _Viewer, topic: int) -> int:
-        """A popular item of the topic that is new to the viewer; any of its items once all were watched."""
+        """A popular item of the topic that is new to the viewer; another of the group once all were watched."""
         for _ in range(MAX_REDRAWS):
             row = self.popular_row(topic)
             if row not in viewer.seen:
                 return row
-        unseen = [row for row in self.rows_of[topic] if row not in viewer.seen]
-        return self.rng.choice(unseen or self.rows_of[topic])
+        for near in (topic, *self.neighbours(topic)):
+            unseen = [row for row in self.rows_of[near] if row not in viewer.seen]
+            if unseen:
+                return self.rng.choice(unseen)
+        return self.popular_row(topic)
 
     def visit_starts(self, viewer: _Viewer) -> list[float]:
         """Seconds since the log began, ascending; most visits are near the viewer's hour of the day."""
