@@ -1,0 +1,284 @@
+"""What a request costs besides the model: the service on one core, the fake runner, histories read from a real Redis.
+
+The service has one core to itself; the generator and Redis share another one. Three workloads, interleaved, medians of
+the rounds: all connections busy (closed loop), Poisson arrivals at half of that rate (open loop, latency from the
+intended send time), and one connection alone. CPU time is that of the service process, user and system, fake runner
+included; Redis' stands beside it.
+"""
+
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import orjson
+import psutil
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from loadtests.bench.connection import Connection, post
+from loadtests.bench.live_service import LiveService, live_service
+from loadtests.bench.result import BenchResult, Row, new_result
+from service.history.embedded import STATE_FILE, EmbeddedRedis
+
+MAX_CPU_MS: Final = 1.0
+"""The bar: CPU time of the service per request."""
+MAX_LAG_MS: Final = 5.0
+"""The generator's own lateness (p99) above which latencies mean nothing."""
+SATURATED: Final = "saturated"
+OPEN_LOOP: Final = "open loop at half the rate"
+ALONE: Final = "one connection"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpWorkload:
+    """What is asked, and for how long."""
+
+    num_users: int = 500
+    history_events: int = 100
+    """Stored per user before the first measurement."""
+    slate_size: int = 10
+    num_connections: int = 32
+    num_rounds: int = 5
+    round_s: float = 3.0
+    """Of each workload in each round."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.num_users, self.history_events, self.num_connections, self.num_rounds) < 1 or self.round_s <= 0:
+            raise ValueError("numbers of users, events, connections and rounds, and round_s, must be positive")
+
+
+@dataclass(slots=True, kw_only=True)
+class Window:
+    """One workload of one round."""
+
+    wall_s: float = 0.0
+    service_cpu_s: float = 0.0
+    redis_cpu_s: float = 0.0
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Mean seconds per slate by stage, as the service measured them."""
+    latencies_s: list[float] = field(default_factory=list)
+    lags_s: list[float] = field(default_factory=list)
+    """Open loop: how much later than intended the generator itself woke up."""
+
+    @property
+    def num_requests(self) -> int:
+        """Answered."""
+        return len(self.latencies_s)
+
+    def figures(self) -> Iterator[tuple[str, float, str]]:
+        """System, value and unit of everything that is reported."""
+        yield "service", self.num_requests / self.wall_s, "requests/s"
+        yield "service", self.service_cpu_s / self.num_requests * 1000, "ms CPU a request"
+        yield "redis", self.redis_cpu_s / self.num_requests * 1000, "ms CPU a request"
+        for percent in (50, 99):
+            yield "service", float(np.percentile(self.latencies_s, percent)) * 1000, f"ms p{percent}"
+        if self.lags_s:
+            yield "generator", float(np.percentile(self.lags_s, 99)) * 1000, "ms p99 lag"
+        for stage, seconds in self.stage_s.items():
+            yield f"stage {stage}", seconds * 1000, "ms mean"
+
+
+def run(*, workload: HttpWorkload | None = None, record: bool = False, console: Console | None = None) -> BenchResult:
+    """Measures, prints the table and the JSON line, and appends to `results/http.jsonl` when asked to.
+
+    Raises:
+        RuntimeError: fewer than two cores, a wrong answer, or a generator too slow for what it reports.
+    """
+    workload, console = workload or HttpWorkload(), console or Console()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise RuntimeError("the HTTP bench needs two cores: one for the service, one for the generator and Redis")
+    os.sched_setaffinity(0, {cores[1]})
+    try:
+        with tempfile.TemporaryDirectory(prefix="oneslate-bench-") as folder:
+            redis = EmbeddedRedis(Path(folder))
+            settings = {
+                "ONESLATE_RUNNER": "fake",
+                "ONESLATE_HISTORY__URL": redis.start(),
+                "ONESLATE_LOG_LEVEL": "warning",
+            }
+            try:
+                redis_pid = orjson.loads((Path(folder) / STATE_FILE).read_bytes())["pid"]
+                with live_service(settings, cores=frozenset({cores[0]})) as service:
+                    rounds = uvloop.run(_Bench(workload, service, redis_pid, console).rounds())
+            finally:
+                redis.stop()
+    finally:
+        os.sched_setaffinity(0, set(cores))
+    result = _summarise(workload, rounds)
+    result.print_to(console)
+    if record:
+        result.append_to()
+    return result
+
+
+class _Bench:
+    """The generator: one per run."""
+
+    def __init__(self, workload: HttpWorkload, service: LiveService, redis_pid: int, console: Console) -> None:
+        self._workload = workload
+        self._service = service
+        self._console = console
+        self._processes = psutil.Process(service.pid), psutil.Process(redis_pid)
+        self._random = random.Random(workload.seed)
+        self._requests = [
+            post("/v1/recommend", orjson.dumps({"user_id": name, "slate_size": workload.slate_size}), service.host)
+            for name in (f"user-{number}" for number in range(workload.num_users))
+        ]
+        self._connections: list[Connection] = []
+
+    async def rounds(self) -> list[dict[str, Window]]:
+        """Every workload once a round; a first round, not counted, warms everything up."""
+        await self._seed()
+        self._connections = [
+            await Connection.open(self._service.host, self._service.port) for _ in range(self._workload.num_connections)
+        ]
+        rounds = []
+        for number in range(self._workload.num_rounds + 1):
+            saturated = await self._measure(lambda: self._closed_loop(self._workload.num_connections))
+            rate = saturated.num_requests / saturated.wall_s / 2
+            open_loop = await self._measure(lambda rate=rate: self._open_loop(rate))  # type: ignore[misc]
+            alone = await self._measure(lambda: self._closed_loop(1))
+            rounds.append({SATURATED: saturated, OPEN_LOOP: open_loop, ALONE: alone})
+            what = f"round {number} of {self._workload.num_rounds}" if number else "warm-up"
+            self._console.print(f"{what}: {rate * 2:,.0f} requests/s")
+        for connection in self._connections:
+            connection.close()
+        return rounds[1:]
+
+    async def _seed(self) -> None:
+        """Stores every user's history through the API."""
+        now_s = time.time()
+        async with httpx.AsyncClient(base_url=self._service.url, timeout=30) as client:
+            version = (await client.get("/version")).raise_for_status().json()
+            num_items = version["num_items"]
+            for user in range(self._workload.num_users):
+                events = [
+                    {
+                        "event_id": f"seed-{number}",
+                        "user_id": f"user-{user}",
+                        "item_id": f"item-{self._random.randrange(num_items)}",
+                        "timestamp": now_s - 60.0 * (self._workload.history_events - number),
+                    }
+                    for number in range(self._workload.history_events)
+                ]
+                answer = await client.post("/v1/events", json={"events": events})
+                if {result["status"] for result in answer.raise_for_status().json()["results"]} != {"stored"}:
+                    raise RuntimeError(f"an event of the seed was not stored: {answer.text[:300]}")
+
+    async def _measure(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
+        stages_before = await self._stages()
+        cpu_before = [_cpu_s(process) for process in self._processes]
+        began_s = time.perf_counter()
+        window = await load()
+        window.wall_s = time.perf_counter() - began_s
+        window.service_cpu_s, window.redis_cpu_s = (
+            _cpu_s(process) - before for process, before in zip(self._processes, cpu_before, strict=True)
+        )
+        for stage, (seconds, count) in (await self._stages()).items():
+            seconds_before, count_before = stages_before[stage]
+            if count - count_before != window.num_requests:
+                raise RuntimeError(f"{window.num_requests} answers, but the service counted {count - count_before}")
+            window.stage_s[stage] = (seconds - seconds_before) / window.num_requests
+        return window
+
+    async def _closed_loop(self, num_connections: int) -> Window:
+        window = Window()
+        until_s = time.perf_counter() + self._workload.round_s
+
+        async def drive(connection: Connection) -> None:
+            while (sent_s := time.perf_counter()) < until_s:
+                await self._ask(connection)
+                window.latencies_s.append(time.perf_counter() - sent_s)
+
+        async with asyncio.TaskGroup() as tasks:
+            for connection in self._connections[:num_connections]:
+                tasks.create_task(drive(connection))
+        return window
+
+    async def _open_loop(self, rate: float) -> Window:
+        """Poisson arrivals at `rate` a second; a request that finds no free connection waits, and its clock runs."""
+        window = Window()
+        free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        for connection in self._connections:
+            free.put_nowait(connection)
+
+        async def send(intended_s: float) -> None:
+            connection = await free.get()
+            await self._ask(connection)
+            free.put_nowait(connection)
+            window.latencies_s.append(time.perf_counter() - intended_s)
+
+        intended_s = time.perf_counter()
+        until_s = intended_s + self._workload.round_s
+        async with asyncio.TaskGroup() as tasks:
+            while (intended_s := intended_s + self._random.expovariate(rate)) < until_s:
+                if (rest_s := intended_s - time.perf_counter()) > 0:
+                    await asyncio.sleep(rest_s)
+                window.lags_s.append(time.perf_counter() - intended_s)
+                tasks.create_task(send(intended_s))
+        return window
+
+    async def _ask(self, connection: Connection) -> None:
+        response = await connection.request(self._random.choice(self._requests))
+        # Parsing every answer would cost the generator its core.
+        if response.status != httpx.codes.OK or b'"source":"model"' not in response.body:
+            raise RuntimeError(f"answer {response.status}: {response.body[:300].decode(errors='replace')}")
+
+    async def _stages(self) -> dict[str, tuple[float, float]]:
+        """Stage -> seconds and slates so far."""
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"{self._service.url}/metrics")).raise_for_status().text
+        sums: dict[str, dict[str, float]] = {}
+        for family in text_string_to_metric_families(text):
+            if family.name == "oneslate_recommend_stage_seconds":
+                for sample in family.samples:
+                    sums.setdefault(sample.labels["stage"], {})[sample.name.rsplit("_", 1)[1]] = sample.value
+        return {stage: (values["sum"], values["count"]) for stage, values in sums.items()}
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]]) -> BenchResult:
+    rows = []
+    for name in (SATURATED, OPEN_LOOP, ALONE):
+        figures: dict[tuple[str, str], list[float]] = {}
+        for windows in rounds:
+            for system, value, unit in windows[name].figures():
+                figures.setdefault((system, unit), []).append(value)
+        rows += [
+            Row(workload=name, system=system, value=statistics.median(values), unit=unit)
+            for (system, unit), values in figures.items()
+        ]
+    for row in rows:
+        if row.system == "generator" and row.value > MAX_LAG_MS:
+            raise RuntimeError(f"the generator lags by {row.value:.1f} ms (p99): its latencies would be wrong")
+    return new_result(
+        "http",
+        rows,
+        ratios={"cpu_of_bar": max(row.value for row in rows if (row.system, row.unit) == _CPU) / MAX_CPU_MS},
+        caveat=(
+            f"Fake runner, {workload.history_events}-event histories of {workload.num_users} users, slates of "
+            f"{workload.slate_size}, {workload.num_connections} keep-alive connections; medians of "
+            f"{workload.num_rounds} rounds of {workload.round_s:g} s. One core for the service, another for "
+            "generator and Redis (unix socket). Stages are wall time; features and inference are the whole batch's. "
+            "cpu_of_bar: the worst workload's CPU time a request over the bar of 1 ms."
+        ),
+    )
+
+
+_CPU: Final = ("service", "ms CPU a request")
