@@ -1,0 +1,109 @@
+"""What stands around every request, as one pure ASGI layer: its id, the body limit, metrics, the last error handler."""
+
+import logging
+import re
+import secrets
+import time
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.replies import problem_response
+from service.logs import request_id
+from service.metrics import Metrics
+from service.problems import BODY_TOO_LARGE, INTERNAL_ERROR, Problem, ProblemError
+
+_log = logging.getLogger("service.requests")
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class RequestContext:
+    """Wraps the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        request_id.set(exchange.request_id)
+        try:
+            if exchange.content_length is None:
+                await self._app(scope, self._counted(receive), exchange.send)
+            elif exchange.content_length > self._max_body_bytes:
+                await problem_response(self._too_large(), self._metrics)(scope, receive, exchange.send)
+            else:  # the server holds the body to its announced length
+                await self._app(scope, receive, exchange.send)
+        except Exception:
+            _log.exception("unexpected error")
+            if exchange.status:  # half an answer is out: only a broken connection can tell the client
+                raise
+            problem = Problem(INTERNAL_ERROR, "The error is logged under the request id.")
+            await problem_response(problem, self._metrics)(scope, receive, exchange.send)
+        finally:
+            self._record(scope, exchange)
+
+    def _counted(self, receive: Receive) -> Receive:
+        """For a body of unannounced length: ends the request when it grows too large."""
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise ProblemError(self._too_large())
+            return message
+
+        return counted
+
+    def _too_large(self) -> Problem:
+        return Problem(BODY_TOO_LARGE, f"At most {self._max_body_bytes} bytes.", headers={"Connection": "close"})
+
+    def _record(self, scope: Scope, exchange: "_Exchange") -> None:
+        took_s = time.perf_counter() - exchange.started_s
+        # Only names that we gave may become labels, or a client could make as many as it likes.
+        route = getattr(scope.get("route"), "path", "unmatched").replace(":path}", "}")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, exchange.status or 499).inc()
+        self._metrics.request_seconds.labels(route).observe(took_s)
+        if _log.isEnabledFor(logging.DEBUG) or exchange.status >= 500:
+            level = logging.WARNING if exchange.status >= 500 else logging.DEBUG
+            _log.log(level, "%s %s %d in %.1f ms", method, route, exchange.status, took_s * 1000)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_send", "content_length", "request_id", "started_s", "status")
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.started_s = time.perf_counter()
+        self.status = 0
+        self.content_length: int | None = None
+        self.request_id = ""
+        self._send = send
+        is_chunked = False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                self.content_length = int(value)
+            elif name == b"transfer-encoding":
+                is_chunked = True
+            elif name == b"x-request-id" and _SANE_ID.fullmatch(given := value.decode("latin-1")):
+                self.request_id = given
+        if self.content_length is None and not is_chunked:
+            self.content_length = 0
+        self.request_id = self.request_id or secrets.token_hex(16)
+
+    async def send(self, message: Message) -> None:
+        """Notes the status and adds the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+        await self._send(message)

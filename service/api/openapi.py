@@ -1,0 +1,76 @@
+"""The OpenAPI description, exact: bodies as they are read, every problem, and the limits of what is in service."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.api.answers import ProblemBody
+from service.api.fields import StrictModel
+from service.api.requests import EventsBody, RecommendBody
+from service.api.serving import Serving
+from service.problems import MEDIA_TYPE, PROBLEM_TYPES
+
+_COMPONENT = "#/components/schemas/{model}"
+_BODIES: tuple[type[BaseModel], ...] = (RecommendBody, EventsBody, ProblemBody)
+
+
+def json_body(model: type[StrictModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its body itself."""
+    schema = {"$ref": _COMPONENT.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that answers these problems; 500 always among them."""
+    schema = {"$ref": _COMPONENT.format(model=ProblemBody.__name__)}
+    described: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*statuses, 500}):
+        titles = "; ".join(kind.title for kind in PROBLEM_TYPES if kind.status == status)
+        described[status] = {"description": titles, "content": {MEDIA_TYPE: {"schema": schema}}}
+        if status == 429:
+            seconds = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
+            described[status]["headers"] = {"Retry-After": seconds}
+    return described
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The description of the application and, when it is up, of what it has in service."""
+    schema = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    definitions = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_COMPONENT)[1]["$defs"]
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    components.update(definitions)
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of 422, which is never answered
+        components.pop(unused, None)
+    serving: Serving | None = app.state.serving
+    if serving is not None:
+        _add_limits(components, serving)
+    return schema
+
+
+def _add_limits(components: dict[str, Any], serving: Serving) -> None:
+    manifest, limits = serving.runner.manifest, serving.settings.limits
+    actions = list(manifest.action_numbers)
+    body = components["RecommendBody"]["properties"]
+    body["slate_size"]["maximum"] = manifest.slate_size
+    body["exclude"]["maxItems"] = limits.exclude
+    _non_null(body["history"])["maxItems"] = limits.history
+    _non_null(body["seen_actions"])["items"] = {"type": "string", "enum": actions}
+    past_action = components["HistoryEvent"]["properties"]["action"]
+    past_action["anyOf"][0] = {"type": "string", "enum": actions}
+    names = [{"type": "string", "enum": sorted(serving.filters)}] if serving.filters else []
+    body["filter"]["anyOf"] = names + [part for part in body["filter"]["anyOf"] if part.get("type") != "string"]
+    for part in components["FilterBody"]["properties"].values():
+        part["maxItems"] = limits.tags
+    components["EventsBody"]["properties"]["events"]["maxItems"] = limits.events
+
+
+def _non_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The one alternative of an optional field that is not null."""
+    [alternative] = [part for part in schema["anyOf"] if part.get("type") != "null"]
+    assert isinstance(alternative, dict)
+    return alternative

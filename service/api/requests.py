@@ -1,0 +1,87 @@
+"""Bodies of requests."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.fields import ExternalId, Name, StrictModel, TimestampMs, Value
+from service.catalog import TagFilter
+from service.recommend import PastEvent
+
+Tags = Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class HistoryEvent(StrictModel):
+    """One event of a history that comes with the request."""
+
+    item_id: ExternalId
+    action: Name | None = Field(default=None, description="One of the model's actions; left out: its default action.")
+    timestamp: TimestampMs
+    value: Value | None = Field(default=None, description="Raw figure of the action, in its unit.")
+
+    def past_event(self, default_action: str) -> PastEvent:
+        """The event in the service's own words."""
+        return PastEvent(
+            item_id=self.item_id,
+            action=self.action or default_action,
+            timestamp_ms=self.timestamp,
+            value=self.value,
+        )
+
+
+class FilterBody(StrictModel):
+    """Keeps items with any of, all of, and none of these tags. At least one part must be given."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    any_of: Tags = ()
+    all_of: Tags = ()
+    none_of: Tags = ()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "FilterBody":
+        if not self.model_fields_set:
+            raise PydanticCustomError("filter", "A filter needs any_of, all_of or none_of")
+        return self
+
+    def tag_filter(self) -> TagFilter:
+        """The filter in the service's own words."""
+        return TagFilter(any_of=frozenset(self.any_of), all_of=frozenset(self.all_of), none_of=frozenset(self.none_of))
+
+
+class RecommendBody(StrictModel):
+    """Asks for a user's next slate."""
+
+    user_id: ExternalId
+    slate_size: Annotated[int, Field(ge=1)] = Field(description="Items asked for, at most the model's slate size.")
+    history: tuple[HistoryEvent, ...] | None = Field(
+        default=None, description="In any order; replaces the stored history and counts as seen."
+    )
+    exclude: tuple[ExternalId, ...] = Field(default=(), description="Items that must not be in the slate.")
+    exclude_seen: bool = Field(default=True, description="Leave out what the user has seen.")
+    seen_actions: tuple[Name, ...] | None = Field(
+        default=None, description="Only events of these actions count as seen; left out: all."
+    )
+    filter: Name | FilterBody | None = Field(default=None, description="A named filter, or tags.")
+    deadline_ms: Annotated[float, Field(ge=1, le=60_000, allow_inf_nan=False)] | None = Field(
+        default=None, description="Answer by then, with a popular slate if need be; left out: the service's default."
+    )
+
+
+class EventBody(StrictModel):
+    """What a user did."""
+
+    event_id: ExternalId = Field(description="The client's own; sending it again is harmless.")
+    user_id: ExternalId
+    item_id: ExternalId
+    action: Name | None = Field(default=None, description="One of the model's actions; left out: its default action.")
+    timestamp: TimestampMs
+    value: Value | None = Field(default=None, description="Raw figure of the action, in its unit.")
+    recommendation_id: ExternalId | None = Field(default=None, description="The slate that led to the event.")
+
+
+class EventsBody(StrictModel):
+    """Events of any users, in any order."""
+
+    events: Annotated[tuple[EventBody, ...], Field(min_length=1)]

@@ -1,0 +1,56 @@
+"""`/v1/users/{user_id}/history`: read what is kept of a user, or forget it."""
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from service.api.answers import HistoryAnswer
+from service.api.fields import ID_PATTERN, MAX_ID_CHARS
+from service.api.openapi import problems
+from service.api.replies import json_response
+from service.api.serving import serving_of
+from service.errors import HistoryUnavailable
+
+router = APIRouter(tags=["users"])
+
+# `path`, because ids may hold slashes.
+_ROUTE = "/v1/users/{user_id:path}/history"
+UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN)]
+
+
+@router.get(_ROUTE, response_model=HistoryAnswer, responses=problems(422, 503))
+async def read_history(user_id: UserId, request: Request) -> Response:
+    """The stored history, newest last; an unknown user's is empty."""
+    serving = serving_of(request)
+    try:
+        history = await serving.store.read(user_id)
+    except HistoryUnavailable:
+        serving.metrics.history_errors.labels("read").inc()
+        raise
+    snapshot = serving.catalog()
+    rows = snapshot.rows_of_keys(np.ascontiguousarray(history.entries_N["item_key"])).tolist()
+    events = [
+        {
+            "item_id": snapshot.items[row].item_id if row >= 0 else None,
+            "action": entry.action,
+            "timestamp": entry.timestamp_ms / 1000,
+            "value": entry.value,
+        }
+        for row, entry in zip(rows, history.as_entries(), strict=True)
+    ]
+    num_seen = len(np.unique(history.seen_keys))
+    return json_response({"user_id": user_id, "events": events, "num_seen": num_seen})
+
+
+@router.delete(_ROUTE, status_code=204, responses=problems(422, 503))
+async def forget_history(user_id: UserId, request: Request) -> Response:
+    """Forgets the user's history, seen items and event ids; also when there is nothing."""
+    serving = serving_of(request)
+    try:
+        await serving.store.delete(user_id)
+    except HistoryUnavailable:
+        serving.metrics.history_errors.labels("delete").inc()
+        raise
+    return Response(status_code=204)

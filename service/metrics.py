@@ -1,0 +1,57 @@
+"""Every Prometheus metric, one list. Base units; never a user or an item id as a label."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+STAGES = ("history", "features", "queue", "inference", "total")
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "oneslate_http_requests", "HTTP requests.", ["method", "route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "oneslate_http_request_seconds", "HTTP requests, first byte to last.", ["route"], buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.stage_seconds = Histogram(
+            "oneslate_recommend_stage_seconds", "A slate's way, by stage.", ["stage"], buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.slates = Counter("oneslate_slates", "Slates answered.", ["source", "reason"], registry=registry)
+        self.batch_size = Histogram(
+            "oneslate_batch_size_requests", "Requests in one run.", buckets=_SIZES, registry=registry
+        )
+        self.queue_depth = Gauge("oneslate_queue_depth_requests", "Requests that wait for a run.", registry=registry)
+        self.events = Counter("oneslate_events", "Events received, by outcome.", ["outcome"], registry=registry)
+        self.errors = Counter("oneslate_errors", "Problems answered, by type.", ["type"], registry=registry)
+        self.history_errors = Counter(
+            "oneslate_history_errors", "Operations that the history store did not answer.", ["operation"],
+            registry=registry,
+        )  # fmt: skip
+        self.ready = Gauge("oneslate_ready", "1 when ready for traffic.", registry=registry)
+        self.build = Gauge(
+            "oneslate_build_info", "What runs; always 1.", ["version", "model_version", "provider"], registry=registry
+        )
+        self._stages = [self.stage_seconds.labels(stage) for stage in STAGES]
+
+    def observe_stages(self, seconds: tuple[float, float, float, float, float]) -> None:
+        """One slate's seconds, in the order of STAGES."""
+        for stage, value in zip(self._stages, seconds, strict=True):
+            stage.observe(value)
+
+    def watch(self, queue_depth: Callable[[], int], ready: Callable[[], bool]) -> None:
+        """Reads these two when scraped."""
+        self.queue_depth.set_function(queue_depth)
+        self.ready.set_function(lambda: float(ready()))
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

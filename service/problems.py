@@ -1,0 +1,110 @@
+"""Errors as RFC 9457 problem details: one list of types, and which exception becomes which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, Final
+
+import orjson
+
+from service.errors import FilterError, HistoryUnavailable, OneSlateError, Overloaded, RunnerError
+
+MEDIA_TYPE: Final = "application/problem+json"
+_TYPE_PREFIX: Final = "urn:oneslate:problem:"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """A kind of problem; `code` ends its type URI and labels its metric."""
+
+    code: str
+    status: int
+    title: str
+
+    @property
+    def uri(self) -> str:
+        """`type` of the problem object."""
+        return _TYPE_PREFIX + self.code
+
+
+MALFORMED_JSON = ProblemType("malformed-json", 400, "The body is not JSON")
+NOT_FOUND = ProblemType("not-found", 404, "There is nothing here")
+METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The method is not allowed here")
+BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large")
+UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be application/json")
+INVALID_REQUEST = ProblemType("invalid-request", 422, "The request is not valid")
+OVERLOADED = ProblemType("overloaded", 429, "Too many requests wait already")
+INTERNAL_ERROR = ProblemType("internal-error", 500, "Something went wrong on our side")
+HISTORY_UNAVAILABLE = ProblemType("history-unavailable", 503, "The history store does not answer")
+NOT_READY = ProblemType("not-ready", 503, "The service is not ready")
+
+UNKNOWN_ITEM = ProblemType("unknown-item", 422, "The catalog does not hold the item")
+UNKNOWN_ACTION = ProblemType("unknown-action", 422, "The model does not know the action")
+REFUSED_EVENT = ProblemType("refused-event", 422, "The event cannot be stored")
+
+PROBLEM_TYPES: Final = (
+    MALFORMED_JSON, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, OVERLOADED,
+    INTERNAL_ERROR, HISTORY_UNAVAILABLE, NOT_READY, UNKNOWN_ITEM, UNKNOWN_ACTION, REFUSED_EVENT,
+)  # fmt: skip
+"""Every type that is ever answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong at one place of the request."""
+
+    pointer: str
+    """JSON pointer into the body, or the name of a path parameter."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem object."""
+
+    type: ProblemType
+    detail: str
+    errors: Sequence[FieldError] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def members(self, request_id: str = "") -> dict[str, Any]:
+        """The JSON object."""
+        members: dict[str, Any] = {
+            "type": self.type.uri,
+            "title": self.type.title,
+            "status": self.type.status,
+            "detail": self.detail,
+        }
+        if self.errors:
+            members["errors"] = [{"pointer": error.pointer, "detail": error.detail} for error in self.errors]
+        if request_id:
+            members["request_id"] = request_id
+        return members
+
+    def body(self, request_id: str = "") -> bytes:
+        """The JSON text."""
+        return orjson.dumps(self.members(request_id))
+
+
+class ProblemError(OneSlateError):
+    """Ends a request with a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told about an exception; nothing of what we did not raise on purpose."""
+    if isinstance(error, ProblemError):
+        return error.problem
+    if isinstance(error, Overloaded):
+        return Problem(OVERLOADED, str(error), headers={"Retry-After": str(max(1, ceil(error.retry_after_s)))})
+    if isinstance(error, HistoryUnavailable):
+        # The message names hosts; it goes to the log.
+        return Problem(HISTORY_UNAVAILABLE, "The history store did not answer in time; nothing was acknowledged.")
+    if isinstance(error, FilterError):
+        return Problem(INVALID_REQUEST, str(error), [FieldError("/filter", str(error))])
+    if isinstance(error, RunnerError):
+        return Problem(NOT_READY, "The inference worker is gone.")
+    return Problem(INTERNAL_ERROR, "The error is logged under the request id.")

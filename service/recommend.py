@@ -1,0 +1,304 @@
+"""The use case: from a user to a slate under one deadline, whatever fails on the way.
+
+history -> inputs -> batch -> slate. Every step that fails has a lesser answer, and the answer says so.
+
+Legend: E events, S seen or excluded items, W beams, K slate size, L levels.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import Manifest
+from service.catalog import CatalogSnapshot, TagFilter
+from service.domain import Slate, SlateItem, item_key
+from service.errors import DeadlineExceeded, HistoryUnavailable, RunnerError
+from service.history import HistoryStore, UserHistory
+from service.inference.batcher import Answer, Batcher
+from service.inference.features import RequestInputs
+from service.inference.popular import PopularRanking
+from service.inference.runner import DEAD_SCORE
+from service.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+MODEL_UNAVAILABLE: Final = "model_unavailable"
+DEADLINE: Final = "deadline"
+HISTORY_UNAVAILABLE: Final = "history_unavailable"
+TOO_FEW_ITEMS: Final = "too_few_items"
+COLD_START: Final = "cold_start"
+REASONS: Final = (MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, TOO_FEW_ITEMS, COLD_START)
+"""The most severe first; an answer gives the first that holds."""
+_DEGRADED: Final = frozenset({MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE})
+
+_ANSWER_RESERVE_S: Final = 0.002
+"""Kept back from the deadline for the popular slate and its way out."""
+_NO_KEYS: Final = np.zeros(0, dtype=np.uint64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastEvent:
+    """One event of a history that comes with the request."""
+
+    item_id: str
+    action: str
+    timestamp_ms: int
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommendQuery:
+    """What is asked; names and sizes are already checked against the manifest."""
+
+    user_id: str
+    slate_size: int
+    history: Sequence[PastEvent] | None = None
+    """In any order; replaces the stored one."""
+    exclude: Sequence[str] = ()
+    exclude_seen: bool = True
+    seen_actions: frozenset[str] | None = None
+    """Only events of these actions count as seen; None: all."""
+    tag_filter: TagFilter | None = None
+    deadline_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds spent by stage, and in all."""
+
+    history_s: float
+    features_s: float
+    queue_s: float
+    inference_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """An answer and how long it took."""
+
+    recommendation_id: str
+    slate: Slate
+    timings: Timings
+
+
+@dataclass(slots=True)
+class _Course:
+    """What happened to one request so far."""
+
+    started_s: float
+    deadline_s: float
+    now_ms: int
+    history_s: float = 0.0
+    reasons: set[str] = field(default_factory=set)
+
+
+class Recommender:
+    """Answers queries with slates."""
+
+    def __init__(
+        self,
+        *,
+        store: HistoryStore,
+        batcher: Batcher,
+        manifest: Manifest,
+        catalog: Callable[[], CatalogSnapshot],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._batcher = batcher
+        self._manifest = manifest
+        self._metrics = metrics
+        self._popular = PopularRanking(catalog)
+        self._stored_actions: tuple[tuple[str, ...], npt.NDArray[np.int32]] = ((), np.zeros(0, dtype=np.int32))
+
+    async def recommend(self, query: RecommendQuery, started_s: float) -> Recommendation:
+        """The slate for a query; late or broken parts make it lesser, never an error.
+
+        Args:
+            query: What is asked.
+            started_s: When the request came, on the clock of `time.monotonic`.
+
+        Raises:
+            Overloaded: the request is not admitted.
+        """
+        deadline_s = started_s + query.deadline_ms / 1000 - _ANSWER_RESERVE_S
+        course = _Course(started_s, deadline_s, time.time_ns() // 1_000_000)
+        inputs = await self._inputs(query, course)
+        answer: Answer | None = None
+        if DEADLINE not in course.reasons:
+            try:
+                answer = await self._batcher.submit(inputs, deadline_s)
+            except DeadlineExceeded:
+                course.reasons.add(DEADLINE)
+            except RunnerError:
+                course.reasons.add(MODEL_UNAVAILABLE)
+        if answer is None:
+            snapshot, items = self._popular_items(inputs, query.slate_size)
+        else:
+            snapshot, items = answer.snapshot, items_of(answer, query.slate_size)
+        if len(items) < query.slate_size:
+            course.reasons.add(TOO_FEW_ITEMS)
+        slate = Slate(
+            items=items,
+            source="popular" if answer is None else "model",
+            model_version=self._manifest.model_version,
+            catalog_version=snapshot.version,
+            beam_width=0 if answer is None else answer.beam_width,
+            degraded=not _DEGRADED.isdisjoint(course.reasons),
+            reason=next((reason for reason in REASONS if reason in course.reasons), None),
+        )
+        return self._finish(slate, answer, course)
+
+    def _finish(self, slate: Slate, answer: Answer | None, course: _Course) -> Recommendation:
+        total_s = time.monotonic() - course.started_s
+        features_s, queue_s, inference_s = (
+            (0.0, 0.0, 0.0) if answer is None else (answer.features_s, answer.queue_s, answer.inference_s)
+        )
+        self._metrics.observe_stages((course.history_s, features_s, queue_s, inference_s, total_s))
+        self._metrics.slates.labels(slate.source, slate.reason or "none").inc()
+        timings = Timings(
+            history_s=course.history_s,
+            features_s=features_s,
+            queue_s=queue_s,
+            inference_s=inference_s,
+            total_s=total_s,
+        )
+        return Recommendation(recommendation_id=_new_id(course.now_ms), slate=slate, timings=timings)
+
+    async def _inputs(self, query: RecommendQuery, course: _Course) -> RequestInputs:
+        """The model's inputs for the query; notes in `course` what is missing from them."""
+        if query.history is not None:
+            inputs = self._from_request(query, query.history, course)
+        else:
+            stored = await self._read(query.user_id, course)
+            inputs = self._from_store(query, stored, course)
+        if not len(inputs.item_keys_E) and HISTORY_UNAVAILABLE not in course.reasons:
+            course.reasons.add(COLD_START)
+        return inputs
+
+    async def _read(self, user_id: str, course: _Course) -> UserHistory | None:
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(course.deadline_s - began_s):
+                return await self._store.read(user_id, course.now_ms)
+        except HistoryUnavailable as error:
+            self._metrics.history_errors.labels("read").inc()
+            _log.warning("answering without history: %s", error)
+            course.reasons.add(HISTORY_UNAVAILABLE)
+        except TimeoutError:
+            course.reasons |= {DEADLINE, HISTORY_UNAVAILABLE}
+        finally:
+            course.history_s = time.monotonic() - began_s
+        return None
+
+    def _from_store(self, query: RecommendQuery, stored: UserHistory | None, course: _Course) -> RequestInputs:
+        excluded = [_keys(query.exclude)]
+        if stored is None:
+            return _without_events(np.concatenate(excluded), query, course)
+        entries_E, seen_S = stored.entries_N, stored.seen_S
+        numbers_E = self._manifest_numbers(stored.action_names)[entries_E["action"]]
+        if query.exclude_seen:
+            for arrays in (entries_E, seen_S):
+                keys = arrays["item_key"]
+                if query.seen_actions is not None:
+                    counts = np.array([name in query.seen_actions for name in stored.action_names], dtype=bool)
+                    keys = keys[counts[arrays["action"]]]
+                excluded.append(keys)
+        if len(numbers_E) and not numbers_E.all():  # actions of another model's time mean nothing to this one
+            entries_E, numbers_E = entries_E[numbers_E > 0], numbers_E[numbers_E > 0]
+        return RequestInputs(
+            item_keys_E=entries_E["item_key"],
+            timestamps_ms_E=entries_E["timestamp_ms"],
+            actions_E=numbers_E,
+            values_E=entries_E["value"],
+            excluded_keys_S=np.concatenate(excluded),
+            tag_filter=query.tag_filter,
+            now_ms=course.now_ms,
+        )
+
+    def _from_request(self, query: RecommendQuery, history: Sequence[PastEvent], course: _Course) -> RequestInputs:
+        excluded = [_keys(query.exclude)]
+        ordered = sorted(history, key=lambda event: event.timestamp_ms)
+        keys_E = _keys([event.item_id for event in ordered])
+        if query.exclude_seen:
+            seen = query.seen_actions
+            counts_E = np.array([seen is None or event.action in seen for event in ordered], dtype=bool)
+            excluded.append(keys_E[counts_E])
+        numbers = self._manifest.action_numbers
+        return RequestInputs(
+            item_keys_E=keys_E,
+            timestamps_ms_E=np.array([event.timestamp_ms for event in ordered], dtype=np.int64),
+            actions_E=np.array([numbers[event.action] for event in ordered], dtype=np.int32),
+            values_E=np.array([np.nan if e.value is None else e.value for e in ordered], dtype=np.float32),
+            excluded_keys_S=np.concatenate(excluded),
+            tag_filter=query.tag_filter,
+            now_ms=course.now_ms,
+        )
+
+    def _manifest_numbers(self, names: tuple[str, ...]) -> npt.NDArray[np.int32]:
+        """The manifest's number of each stored action number; 0 where the model does not know the action."""
+        if self._stored_actions[0] is not names:
+            known = self._manifest.action_numbers
+            numbers = np.array([known.get(name, 0) for name in names], dtype=np.int32)
+            self._stored_actions = (names, numbers)
+        return self._stored_actions[1]
+
+    def _popular_items(self, inputs: RequestInputs, slate_size: int) -> tuple[CatalogSnapshot, tuple[SlateItem, ...]]:
+        snapshot, ranked = self._popular.slate(inputs, slate_size)
+        sids = snapshot.sids_NL[[row for row, _ in ranked]].tolist()
+        items = snapshot.items
+        return snapshot, tuple(
+            SlateItem(items[row].item_id, score, tuple(sid)) for (row, score), sid in zip(ranked, sids, strict=True)
+        )
+
+
+def items_of(answer: Answer, slate_size: int) -> tuple[SlateItem, ...]:
+    """The items of the beam whose first `slate_size` places are the best, cut there.
+
+    Longer slates count before more probable ones: a shorter one is a dead end.
+    """
+    valid_WK = answer.item_valid_WK[:, :slate_size]
+    if slate_size == answer.item_rows_WK.shape[1]:
+        beam = 0
+    else:
+        prefix_scores_W = answer.level_logprobs_WKL[:, :slate_size].sum(axis=(1, 2))
+        prefix_scores_W[answer.scores_W <= DEAD_SCORE] = -np.inf
+        beam = int(np.lexsort((-prefix_scores_W, -valid_WK.sum(axis=1)))[0])
+    valid_K = valid_WK[beam]
+    rows_K = answer.item_rows_WK[beam, :slate_size][valid_K]
+    scores = answer.level_logprobs_WKL[beam, :slate_size].sum(axis=1)[valid_K].tolist()
+    sids = answer.snapshot.sids_NL[rows_K].tolist()
+    items = answer.snapshot.items
+    return tuple(
+        SlateItem(items[row].item_id, score, tuple(sid))
+        for row, score, sid in zip(rows_K.tolist(), scores, sids, strict=True)
+    )
+
+
+def _without_events(excluded: npt.NDArray[np.uint64], query: RecommendQuery, course: _Course) -> RequestInputs:
+    return RequestInputs(
+        item_keys_E=_NO_KEYS,
+        timestamps_ms_E=np.zeros(0, dtype=np.int64),
+        actions_E=np.zeros(0, dtype=np.int32),
+        values_E=np.zeros(0, dtype=np.float32),
+        excluded_keys_S=excluded,
+        tag_filter=query.tag_filter,
+        now_ms=course.now_ms,
+    )
+
+
+def _keys(item_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    return np.array([item_key(item_id) for item_id in item_ids], dtype=np.uint64) if item_ids else _NO_KEYS
+
+
+def _new_id(now_ms: int) -> str:
+    """Unique, and in the order of time: 48 bits of milliseconds, then 80 random ones."""
+    return f"{now_ms:012x}{secrets.token_hex(10)}"

@@ -1,0 +1,178 @@
+"""Everything that can be set about the service, read from the environment at the root only.
+
+Names are `ONESLATE_<FIELD>`, parts of a group joined by two underscores: `ONESLATE_HISTORY__URL`. A name that means
+nothing is an error. What the model determines stands in the bundle's manifest and cannot be set.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from service.catalog import TagFilter
+from service.logs import LogFormat, LogLevel
+
+_PREFIX = "ONESLATE_"
+_OF_OTHERS = frozenset({"ONESLATE_REQUIRE_DATA"})
+"""Names with our prefix that are read elsewhere: the test suite's."""
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HistorySettings(_Group):
+    """Where user histories live and how much of them is kept."""
+
+    url: SecretStr | None = None
+    """`redis://`, `rediss://`, `unix://`, `redis+cluster://`, `rediss+cluster://`, or `memory://`, which forgets all
+    at the end of the process."""
+    data_dir: Path | None = None
+    """Directory of an embedded Redis, started if it does not run; instead of `url`."""
+    fsync: Literal["always", "everysec"] = "everysec"
+    """Of the embedded Redis: when an acknowledged event is on disk."""
+    num_entries: int = Field(default=256, ge=1, le=65_536)
+    """Newest events kept per user."""
+    num_seen: int = Field(default=1024, ge=1, le=65_536)
+    """Last distinct (item, action) pairs kept per user, for `exclude_seen`."""
+    max_age_days: int = Field(default=365, ge=1, le=36_500)
+    connect_timeout_ms: int = Field(default=50, ge=1, le=60_000)
+    read_timeout_ms: int = Field(default=50, ge=1, le=60_000)
+    max_connections: int = Field(default=64, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "HistorySettings":
+        if self.url is not None and self.data_dir is not None:
+            raise ValueError("give url or data_dir, not both")
+        return self
+
+
+class BatchSettings(_Group):
+    """How requests are grouped into runs."""
+
+    max_size: int = Field(default=32, ge=1, le=1024)
+    """Most requests of one run."""
+    max_wait_ms: float = Field(default=0.0, ge=0, le=1000)
+    """How long an idle worker waits for company; 0: it starts at once."""
+    queue_limit: int = Field(default=256, ge=1, le=100_000)
+    """Most requests that wait; further ones are answered 429."""
+
+
+class LimitSettings(_Group):
+    """How much one request may ask."""
+
+    body_bytes: int = Field(default=1_000_000, ge=1024)
+    exclude: int = Field(default=1000, ge=1)
+    """Item ids in `exclude`."""
+    history: int = Field(default=1000, ge=1)
+    """Events in `history`."""
+    events: int = Field(default=1000, ge=1)
+    """Events in one `POST /v1/events`."""
+    tags: int = Field(default=100, ge=1)
+    """Tags in each part of a filter."""
+
+
+class FakeSettings(_Group):
+    """The fake runner."""
+
+    num_items: int = Field(default=1000, ge=1, le=32_768)
+    """Items of its own catalog, when no bundle is given."""
+    service_time_ms: float = Field(default=0.0, ge=0)
+    """What every run takes at least."""
+
+
+class FilterSettings(_Group):
+    """A named filter."""
+
+    any_of: frozenset[str] = frozenset()
+    all_of: frozenset[str] = frozenset()
+    none_of: frozenset[str] = frozenset()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "FilterSettings":
+        self.tag_filter()
+        return self
+
+    def tag_filter(self) -> TagFilter:
+        """The filter itself."""
+        return TagFilter(any_of=self.any_of, all_of=self.all_of, none_of=self.none_of)
+
+
+class Settings(BaseSettings):
+    """The service's settings. `Settings.load()` reads the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    """0: any free port."""
+    bundle: Path | None = None
+    """Directory of the bundle to serve."""
+    runner: Literal["onnx", "fake"] = "onnx"
+    """`fake`: no model; without a bundle, a small catalog of its own. For tests and for measuring HTTP."""
+    intra_op_threads: int = Field(default=0, ge=0)
+    """Threads of one run; 0: as many as there are physical cores."""
+    deadline_ms: float = Field(default=500.0, ge=1, le=60_000)
+    """For requests that bring none."""
+    history: HistorySettings = HistorySettings()
+    batch: BatchSettings = BatchSettings()
+    limits: LimitSettings = LimitSettings()
+    fake: FakeSettings = FakeSettings()
+    filters: dict[str, FilterSettings] = Field(default_factory=dict)
+    """Named filters, as JSON: `{"kids": {"any_of": ["Children"]}}`."""
+    drain_s: float = Field(default=5.0, ge=0)
+    """How long a shutdown waits for what is in flight."""
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "json"
+
+    @model_validator(mode="after")
+    def _something_to_serve(self) -> "Settings":
+        if self.runner == "onnx" and self.bundle is None:
+            raise ValueError(f"{_PREFIX}BUNDLE must name the directory of a bundle")
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> "Settings":
+        """Reads the environment; `overrides` win over it.
+
+        Raises:
+            ValueError: a name that means nothing or a value that cannot be; one line that names it.
+        """
+        _refuse_unknown_names(os.environ)
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = _PREFIX + "__".join(str(part).upper() for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{name}: {message}" if first["loc"] else message) from error
+        except SettingsError as error:  # a group or a dictionary that is not JSON
+            raise ValueError(f"{error}: it must be JSON") from error
+
+
+def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
+    known = set(_names(Settings, _PREFIX))
+    for name in environment:
+        if not name.upper().startswith(_PREFIX) or name.upper() in known | _OF_OTHERS:
+            continue
+        if any(name.upper().startswith(f"{_PREFIX}{group}__") for group in ("FILTERS",)):
+            continue
+        nearest = difflib.get_close_matches(name.upper(), known, n=1)
+        raise ValueError(f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name.upper()}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Group):
+            yield from _names(field.annotation, f"{prefix}{name.upper()}__")
