@@ -1,0 +1,8 @@
+"""How good the slates are: metrics, baselines, intervals, and the report."""
+
+from model_export.evaluate.config import EvaluateConfig
+from model_export.evaluate.evaluation import evaluate
+from model_export.evaluate.recommender import Recommender
+from model_export.evaluate.report import Report
+
+__all__ = ["EvaluateConfig", "Recommender", "Report", "evaluate"]

@@ -1,0 +1,1 @@
+"""What the generator is compared with, trained in the same harness on the same events."""
