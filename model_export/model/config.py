@@ -39,7 +39,7 @@ class ModelConfig:
             raise ValueError(f"model.encoder_layers must not be negative, is {self.encoder_layers}")
         if not 1 <= self.num_active_experts <= self.num_experts and self.num_experts > 1:
             raise ValueError(
-                f"model.num_active_experts must lie in 1..num_experts ({self.num_experts}), is {self.num_active_experts}"
+                f"model.num_active_experts must lie in 1..{self.num_experts} (experts), is {self.num_active_experts}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), is {self.dropout}")

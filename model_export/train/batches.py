@@ -1,0 +1,110 @@
+"""From examples to the tensors that the generator reads.
+
+Legend: B batch, T history length, K slate size, L levels, X excluded rows, E events.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model_export.data import Examples, PreparedData
+from model_export.model import GeneratorSpec, HistoryBatch
+from model_export.model.history import NUM_RESERVED_CODES
+from model_export.train.catalog import TrainingCatalog
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Collator:
+    """Gathers histories and targets of a data set under one catalog."""
+
+    def __init__(
+        self, prepared: PreparedData, catalog: TrainingCatalog, spec: GeneratorSpec, device: torch.device
+    ) -> None:
+        self._spec = spec
+        self._device = device
+        self._rows_E = catalog.row_of_item_N[prepared.item_E]
+        self._sids_NL = catalog.snapshot.sids_NL
+        self._actions_E = prepared.action_E.astype(np.int32) + 1
+        self._times_E = prepared.timestamp_ms_E
+        self._values_E = prepared.value_E
+
+    def history(self, examples: Examples) -> HistoryBatch:
+        """The newest T events before each target; padded to the longest of the batch."""
+        place_BT, inside_BT, lengths_B = self._window(examples)
+        codes_BTL = self._sids_NL[self._rows_E[place_BT]] + np.int32(NUM_RESERVED_CODES)
+        # `now` is the moment of the first target event: the request comes when the next item is wanted.
+        now_B = self._times_E[np.minimum(examples.target_start, len(self._times_E) - 1)]
+        return HistoryBatch(
+            codes_BTL=self._tensor(codes_BTL * inside_BT[:, :, None]),
+            actions_BT=self._tensor(self._actions_E[place_BT] * inside_BT),
+            times_BT=self._tensor(self._times_E[place_BT] * inside_BT),
+            values_BT=self._tensor(np.where(inside_BT, self._values_E[place_BT], np.float32(np.nan))),
+            lengths_B=self._tensor(lengths_B.astype(np.int32)),
+            now_B=self._tensor(now_B),
+        )
+
+    def targets(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Rows [B, K], -1 after the target's end, and codes [B, K, L] of the targets, each item once."""
+        place_BK = examples.target_start[:, None] + np.arange(self._spec.slate_size)
+        inside_BK = place_BK < examples.target_end[:, None]
+        rows_BK = np.where(inside_BK, self._rows_E[np.minimum(place_BK, len(self._rows_E) - 1)], -1)
+        rows_BK = _without_repeats(rows_BK)
+        codes_BKL = self._sids_NL[np.maximum(rows_BK, 0)]
+        return self._tensor(rows_BK.astype(np.int64)), self._tensor(codes_BKL.astype(np.int64))
+
+    def history_rows(self, examples: Examples) -> Tensor:
+        """Distinct rows of each whole history [B, X], padded with -1: what the repeat policy `exclude` excludes."""
+        rows = [
+            np.unique(self._rows_E[start:end])
+            for start, end in zip(examples.history_start, examples.history_end, strict=True)
+        ]
+        rows_BX = np.full((len(rows), max([1, *map(len, rows)])), -1, dtype=np.int32)
+        for place, distinct in enumerate(rows):
+            rows_BX[place, : len(distinct)] = distinct
+        return self._tensor(rows_BX)
+
+    def _window(self, examples: Examples) -> tuple[Int64, npt.NDArray[np.bool_], Int64]:
+        lengths_B = np.minimum(examples.history_end - examples.history_start, self._spec.history_length)
+        place_BT = (examples.history_end - lengths_B)[:, None] + np.arange(max(1, int(lengths_B.max(initial=1))))
+        inside_BT = place_BT < examples.history_end[:, None]
+        return np.where(inside_BT, place_BT, 0), inside_BT, lengths_B
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _without_repeats(rows_BK: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Drops an item's later places in a target and closes the gap: a slate never shows an item twice."""
+    kept = np.full_like(rows_BK, -1)
+    count_B = np.zeros(len(rows_BK), dtype=np.int64)
+    all_B = np.arange(len(rows_BK))
+    for place in range(rows_BK.shape[1]):
+        row_B = rows_BK[:, place]
+        is_new_B = (row_B >= 0) & ~(kept == row_B[:, None]).any(1)
+        kept[all_B[is_new_B], count_B[is_new_B]] = row_B[is_new_B]
+        count_B += is_new_B
+    return kept
+
+
+def shuffled_batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> Iterator[Examples]:
+    """All examples once, in random batches of similar history length, so that little is padding."""
+    order = rng.permutation(len(examples))
+    lengths = examples.history_end - examples.history_start
+    pool = batch_size * 32
+    batches = []
+    for start in range(0, len(order), pool):
+        part = order[start : start + pool]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[place : place + batch_size] for place in range(0, len(part), batch_size)]
+    for place in rng.permutation(len(batches)):
+        yield examples[batches[place]]
+
+
+def in_batches(examples: Examples, batch_size: int) -> Iterator[Examples]:
+    """All examples in their order."""
+    for start in range(0, len(examples), batch_size):
+        yield examples[slice(start, start + batch_size)]

@@ -1,0 +1,56 @@
+"""Checkpoints: everything that a run needs to go on to the same loss."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    """Epochs begun, from 0."""
+    step_in_epoch: int = 0
+    """Steps done in this epoch."""
+    step: int = 0
+    """Steps done in all."""
+    best_ndcg: float = -1.0
+    """Best validation NDCG@10 so far."""
+    best_epoch: int = -1
+    """The epoch it came from."""
+    epoch_loss_sum: float = 0.0
+    """Sum of the losses of this epoch's steps."""
+
+
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Writes weights, optimizer, progress and the random state in one rename."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "rng": torch.get_rng_state(),
+    }
+    _write(path, state)
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Brings model, optimizer and the random state back; returns the progress."""
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    return Progress(**state["progress"])
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> None:
+    """Writes the weights alone, in one rename."""
+    _write(path, model.state_dict())
+
+
+def _write(path: Path, state: Any) -> None:
+    partial = path.with_name(f".{path.name}.writing")
+    torch.save(state, partial)
+    partial.replace(path)
