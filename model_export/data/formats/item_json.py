@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def _plain_text(description: object) -> str:
     if isinstance(description, str) and description.startswith("["):
         try:
             description = ast.literal_eval(description)
-        except (ValueError, SyntaxError):
-            return str(description).strip()
+        except (ValueError, SyntaxError):  # quotes that Python's own printing would have escaped
+            description = re.split(r"""['"], ['"]""", description.strip("[]'\""))
     if isinstance(description, list):
         return " ".join(str(part).strip() for part in description)
     return str(description).strip()
