@@ -33,7 +33,7 @@ RUN groupadd --gid 10001 oneslate && useradd --uid 10001 --gid 10001 --no-create
 FROM runtime AS trainer
 COPY --from=trainer-packages /opt/oneslate /opt/oneslate
 # A new volume takes over the owner of the folder that it covers.
-RUN install -d -o 10001 -g 10001 /bundle /runs
+RUN install -d -o 10001 -g 10001 /bundles /runs
 USER 10001:10001
 WORKDIR /runs
 ENTRYPOINT ["oneslate"]

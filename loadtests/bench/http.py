@@ -34,6 +34,14 @@ MAX_CPU_MS: Final = 1.0
 """The bar: CPU time of the service per request."""
 MAX_LAG_MS: Final = 5.0
 """The generator's own lateness (p99) above which latencies mean nothing."""
+_SETTINGS: Final = {
+    "ONESLATE_RUNNER": "fake",
+    "ONESLATE_LOG_LEVEL": "warning",
+    # A busy machine must show in the latencies, not as errors.
+    "ONESLATE_HISTORY__CONNECT_TIMEOUT_MS": "5000",
+    "ONESLATE_HISTORY__READ_TIMEOUT_MS": "5000",
+    "ONESLATE_DEADLINE_MS": "5000",
+}
 SATURATED: Final = "saturated"
 OPEN_LOOP: Final = "open loop at half the rate"
 ALONE: Final = "one connection"
@@ -95,32 +103,48 @@ def run(*, workload: HttpWorkload | None = None, record: bool = False, console: 
     Raises:
         RuntimeError: fewer than two cores, a wrong answer, or a generator too slow for what it reports.
     """
-    workload, console = workload or HttpWorkload(), console or Console()
+    console = console or Console()
+    result = measure(workload or HttpWorkload(), console)
+    result.print_to(console)
+    lag_ms = next(row.value for row in result.rows if row.system == "generator")
+    if lag_ms > MAX_LAG_MS:
+        raise RuntimeError(f"the generator itself was {lag_ms:.1f} ms late (p99): the open-loop latencies are wrong")
+    if record:
+        result.append_to()
+    return result
+
+
+def measure(workload: HttpWorkload, console: Console) -> BenchResult:
+    """Starts Redis and the service, measures every round, stops both.
+
+    Raises:
+        RuntimeError: fewer than two cores, or a wrong answer.
+    """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise RuntimeError("the HTTP bench needs two cores: one for the service, one for the generator and Redis")
+    load_average = os.getloadavg()[0]
     os.sched_setaffinity(0, {cores[1]})
     try:
         with tempfile.TemporaryDirectory(prefix="oneslate-bench-") as folder:
             redis = EmbeddedRedis(Path(folder))
-            settings = {
-                "ONESLATE_RUNNER": "fake",
-                "ONESLATE_HISTORY__URL": redis.start(),
-                "ONESLATE_LOG_LEVEL": "warning",
-            }
+            settings = _SETTINGS | {"ONESLATE_HISTORY__URL": redis.start()}
             try:
                 redis_pid = orjson.loads((Path(folder) / STATE_FILE).read_bytes())["pid"]
                 with live_service(settings, cores=frozenset({cores[0]})) as service:
-                    rounds = uvloop.run(_Bench(workload, service, redis_pid, console).rounds())
+                    rounds = _run(_Bench(workload, service, redis_pid, console))
             finally:
                 redis.stop()
     finally:
         os.sched_setaffinity(0, set(cores))
-    result = _summarise(workload, rounds)
-    result.print_to(console)
-    if record:
-        result.append_to()
-    return result
+    return _summarise(workload, rounds, load_average)
+
+
+def _run(bench: "_Bench") -> list[dict[str, Window]]:
+    try:
+        return uvloop.run(bench.rounds())
+    except ExceptionGroup as group:  # of the connections, which as a rule all have the same trouble
+        raise RuntimeError(str(group.exceptions[0])) from group
 
 
 class _Bench:
@@ -253,7 +277,7 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]]) -> BenchResult:
+def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]], load_average: float) -> BenchResult:
     rows = []
     for name in (SATURATED, OPEN_LOOP, ALONE):
         figures: dict[tuple[str, str], list[float]] = {}
@@ -264,9 +288,6 @@ def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]]) -> Bench
             Row(workload=name, system=system, value=statistics.median(values), unit=unit)
             for (system, unit), values in figures.items()
         ]
-    for row in rows:
-        if row.system == "generator" and row.value > MAX_LAG_MS:
-            raise RuntimeError(f"the generator lags by {row.value:.1f} ms (p99): its latencies would be wrong")
     return new_result(
         "http",
         rows,
@@ -276,7 +297,8 @@ def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]]) -> Bench
             f"{workload.slate_size}, {workload.num_connections} keep-alive connections; medians of "
             f"{workload.num_rounds} rounds of {workload.round_s:g} s. One core for the service, another for "
             "generator and Redis (unix socket). Stages are wall time; features and inference are the whole batch's. "
-            "cpu_of_bar: the worst workload's CPU time a request over the bar of 1 ms."
+            "cpu_of_bar: the worst workload's CPU time a request over the bar of 1 ms. Load average before the run: "
+            f"{load_average:.1f}."
         ),
     )
 
