@@ -54,6 +54,8 @@ class SasRecModel(nn.Module):
     of them to an embedding of the id.
     """
 
+    text_ND: Tensor | None
+
     def __init__(self, config: SasRecConfig, num_items: int, text_ND: Tensor | None = None) -> None:
         super().__init__()
         self.config, self.num_items = config, num_items
@@ -62,14 +64,13 @@ class SasRecModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.width)
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
-        self.text_ND: Tensor | None = None
+        self.register_buffer("text_ND", text_ND if config.text == "project" else None, persistent=False)
         self.text_projection: nn.Linear | None = None
         if config.text == "initialise":
             assert text_ND is not None
             self.item_embedding.weight.data[:num_items] = fitted(text_ND, config.width) * config.embedding_std
         elif config.text == "project":
             assert text_ND is not None
-            self.register_buffer("text_ND", text_ND, persistent=False)
             self.text_projection = nn.Linear(text_ND.shape[1], config.width, bias=False)
         self.item_embedding.weight.data[num_items] = 0.0
 
