@@ -224,8 +224,9 @@ class EmbeddedRedis:
         fresh.replace(self.directory / STATE_FILE)
 
     def _last_words(self) -> str:
-        lines = (self.directory / _LOG_FILE).read_text(errors="replace").splitlines()
-        return lines[-1].strip() if lines else "it said nothing"
+        lines = (self.directory / _LOG_FILE).read_text(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return " ".join(said[-3:]) if said else "it said nothing"
 
     @contextmanager
     def _start_lock(self, deadline_s: float) -> Iterator[None]:

@@ -369,6 +369,26 @@ def test_a_cluster_keeps_users_on_every_node_and_the_keys_of_one_together(cluste
     assert set.union(*homes.values()) == set(cluster_ports)
 
 
+async def test_what_is_too_old_is_gone_from_redis_itself(redis_url: str) -> None:
+    limits = HistoryLimits(max_age_ms=16 * DAY_MS, num_entries=8)
+    store = RedisHistoryStore(redis_url, limits, PATIENT)
+    user = next(fresh_user)
+
+    async def kept_bytes(*days: int) -> int:
+        now_ms = NOW_MS + max(days) * DAY_MS
+        await store.append([an_event(user, timestamp_ms=NOW_MS + day * DAY_MS) for day in days], now_ms)
+        with redis.Redis.from_url(redis_url) as client:
+            [key] = client.keys(f"*h1:{user}")
+            return int(client.strlen(key))
+
+    assert await kept_bytes(0, 1, 2) == 3 * 19
+    assert await kept_bytes(17) == 4 * 19, "one day too old is within the sixteenth that may lie"
+    assert await kept_bytes(18) == 3 * 19
+    assert await kept_bytes(-1, 18) == 4 * 19, "an event that is too old already is not written"
+    assert await kept_bytes(*[19] * 30) == 8 * 19
+    await store.close()
+
+
 @contextmanager
 def _cluster(directory: Path, num_nodes: int) -> Iterator[list[int]]:
     """Real servers that have met and share all slots; stopped at the end."""
