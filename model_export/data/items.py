@@ -4,7 +4,6 @@ from pathlib import Path
 
 import polars as pl
 
-from model_export.data.errors import DataError
 from model_export.data.events import id_fault
 from model_export.data.log import ITEM_SCHEMA
 from model_export.data.rejects import Rejects
@@ -77,7 +76,4 @@ def build_catalog(events: pl.DataFrame, items: pl.DataFrame | None, *, keep_unse
         available=pl.lit(True),
         embedding=pl.lit(None, dtype=ITEM_SCHEMA["embedding"]),
     )
-    catalog = pl.concat([known.cast(ITEM_SCHEMA), extra.select(list(ITEM_SCHEMA)).cast(ITEM_SCHEMA)])
-    if catalog.height == 0:
-        raise DataError("no item is left: every row was rejected or filtered out")
-    return catalog
+    return pl.concat([known.cast(ITEM_SCHEMA), extra.select(list(ITEM_SCHEMA)).cast(ITEM_SCHEMA)])

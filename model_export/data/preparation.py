@@ -51,6 +51,8 @@ def prepare(
     if config.format not in READERS:
         raise ValueError(f"format must be one of {', '.join(sorted(READERS))}, not {config.format!r}")
     inputs, rejects = Inputs(data_path), Rejects()
+    if Path(out_dir).resolve() == inputs.folder.resolve():
+        raise ValueError(f"{out_dir}: the prepared data must not be written among the data that they are made from")
     progress(f"reading {data_path} as {config.format}")
     log = READERS[config.format](inputs, config, rejects)
     if log.events.height == 0:
@@ -125,7 +127,7 @@ def _lay_out(log: EventLog, events: pl.DataFrame, config: PrepareConfig) -> _Lay
     )
     if len(splits["train"]) == 0:
         raise DataError(
-            f"split {split} and targets {target_kind} leave no training example of {events.height:,} events"
+            f"split {split} and targets {target_kind} leave no training example among {events.height:,} events"
         )
     return _Layout(split=split, split_cuts_ms=cuts, target_kind=target_kind, timeline=timeline, splits=splits)
 
@@ -145,7 +147,7 @@ def _assemble(
     share = repeat_share(timeline.segment_E, _int64(events["item"]), timeline.part_E == TRAIN)
     return PreparedData(
         user_id_E=events["user_id"],
-        item_E=events["item"].cast(pl.Int32).to_numpy(),
+        item_E=events["item"].cast(pl.Int32).to_numpy(writable=True),
         action_E=action_E.astype(np.int16),
         timestamp_ms_E=_int64(events["timestamp_ms"]),
         value_E=_values(events),
@@ -183,11 +185,11 @@ def _plain_json(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _values(events: pl.DataFrame) -> npt.NDArray[np.float32]:
-    return events["value"].fill_null(float("nan")).to_numpy()
+    return events["value"].fill_null(float("nan")).to_numpy(writable=True)
 
 
 def _int64(series: pl.Series) -> Int:
-    return series.cast(pl.Int64).to_numpy()
+    return series.cast(pl.Int64).to_numpy(writable=True)
 
 
 def _number_sessions(

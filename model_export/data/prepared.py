@@ -19,6 +19,7 @@ from model_export.data.rejects import SCHEMA as REJECT_SCHEMA
 from model_export.data.splits import PARTS, TRAIN
 
 FORMAT_VERSION = 1
+FILES = ("meta.json", "events.parquet", "items.parquet", "examples.parquet", "rejects.jsonl")
 EXAMPLE_COLUMNS = ("segment", "history_start", "history_end", "target_start", "target_end")
 
 
@@ -106,22 +107,15 @@ class PreparedData:
     def load(cls, path: str | Path) -> "PreparedData":
         """Read a directory that `prepare` wrote. `DataError` where it is none or is damaged."""
         path = Path(path)
+        for name in FILES:
+            if not (path / name).is_file():
+                raise DataError(f"{path}: not a prepared data set: no file {name}")
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
             events = pl.read_parquet(path / "events.parquet")
             items = pl.read_parquet(path / "items.parquet")
             examples = pl.read_parquet(path / "examples.parquet")
-            rejects_file = path / "rejects.jsonl"
-            has_rejects = rejects_file.stat().st_size > 0
-            rejects = (
-                pl.read_ndjson(rejects_file, schema=REJECT_SCHEMA)
-                if has_rejects
-                else pl.DataFrame(schema=REJECT_SCHEMA)
-            )
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{path}: not a prepared data set: no file {Path(error.filename or 'meta.json').name}"
-            ) from error
+            rejects = _read_rejects(path / "rejects.jsonl")
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path}: damaged prepared data set: {error}") from error
         if meta.get("format_version") != FORMAT_VERSION:
@@ -129,16 +123,16 @@ class PreparedData:
         splits = {}
         for name in PARTS:
             rows = examples.filter(pl.col("split") == name)
-            splits[name] = Examples(**{column: rows[column].to_numpy() for column in EXAMPLE_COLUMNS})
+            splits[name] = Examples(**{column: rows[column].to_numpy(writable=True) for column in EXAMPLE_COLUMNS})
         return cls(
             user_id_E=events["user_id"],
-            item_E=events["item"].to_numpy(),
-            action_E=events["action"].to_numpy(),
-            timestamp_ms_E=events["timestamp_ms"].to_numpy(),
-            value_E=events["value"].fill_null(float("nan")).to_numpy(),
-            session_E=events["session"].to_numpy(),
-            segment_E=events["segment"].to_numpy(),
-            part_E=events["part"].to_numpy(),
+            item_E=events["item"].to_numpy(writable=True),
+            action_E=events["action"].to_numpy(writable=True),
+            timestamp_ms_E=events["timestamp_ms"].to_numpy(writable=True),
+            value_E=events["value"].fill_null(float("nan")).to_numpy(writable=True),
+            session_E=events["session"].to_numpy(writable=True),
+            segment_E=events["segment"].to_numpy(writable=True),
+            part_E=events["part"].to_numpy(writable=True),
             items=items,
             splits=splits,
             rejects=rejects,
@@ -178,3 +172,9 @@ class PreparedData:
         examples = self.splits[name]
         columns = {column: getattr(examples, column) for column in EXAMPLE_COLUMNS}
         return pl.DataFrame({"split": [name] * len(examples), **columns}, schema_overrides={"split": pl.String})
+
+
+def _read_rejects(file: Path) -> pl.DataFrame:
+    if file.stat().st_size == 0:
+        return pl.DataFrame(schema=REJECT_SCHEMA)
+    return pl.read_ndjson(file, schema=REJECT_SCHEMA)

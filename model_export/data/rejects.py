@@ -41,11 +41,6 @@ class Rejects:
         )
         return frame.filter(~bad)
 
-    def add(self, file: Path, line: int, reason: str, row: str) -> None:
-        """Record one bad row."""
-        row = row[:MAX_ROW_CHARACTERS]
-        self._frames.append(pl.DataFrame([[file.name], [line], [reason], [row]], schema=SCHEMA))
-
     def frame(self) -> pl.DataFrame:
         """All bad rows, by file and line."""
         if not self._frames:

@@ -47,7 +47,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "history": {
         "antiquity": ("Roman Roads", "Papyrus", "Aqueducts", "Bronze", "Temples", "Chariots", "Mosaics", "Harbours"),
-        "exploration": ("Polar Voyages", "Silk Roads", "Maps", "Lost Ships", "Camps", "Caravans", "Islands", "Atlases"),
+        "exploration": ("Polar Voyages", "Silk Roads", "Charts", "Lost Ships", "Camps", "Tents", "Islands", "Atlases"),
         "inventions": ("Clocks", "Printing", "Steam Engines", "Radios", "Iron Bridges", "Locks", "Looms", "Balloons"),
     },
 }  # fmt: skip

@@ -47,10 +47,14 @@ def read_item_json(inputs: Inputs, file: Path, rejects: Rejects) -> pl.DataFrame
 def _plain_text(description: object) -> str:
     """A description is a text, or a list of texts, or such a list as Python prints it."""
     if isinstance(description, str) and description.startswith("["):
-        try:
-            description = ast.literal_eval(description)
-        except (ValueError, SyntaxError):  # quotes that Python's own printing would have escaped
-            description = re.split(r"""['"], ['"]""", description.strip("[]'\""))
+        description = _printed_list(description)
     if isinstance(description, list):
         return " ".join(str(part).strip() for part in description)
     return str(description).strip()
+
+
+def _printed_list(text: str) -> list[str]:
+    try:
+        return list(ast.literal_eval(text))
+    except (ValueError, SyntaxError):  # quotes inside that Python's own printing would have escaped
+        return re.split(r"""['"], ['"]""", text.strip("[]'\""))

@@ -7,12 +7,12 @@ from typing import Any
 import polars as pl
 
 from model_export.data.delimited import read_lines, require_columns
+from model_export.data.events import MAX_VALUE
 from model_export.data.inputs import Inputs
 from model_export.data.log import ITEM_SCHEMA
 from model_export.data.rejects import Rejects
 
-LISTS: dict[str, tuple[type, ...]] = {"tags": (str,), "embedding": (int, float)}
-"""Columns that hold a list, and what the list may hold."""
+LISTS = ("tags", "embedding")
 
 
 def read_json_lines(
@@ -55,16 +55,39 @@ def _parse(row: str) -> tuple[dict[str, Any], str | None]:
 
 
 def _fault(name: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if name in LISTS:
-        is_good = isinstance(value, list) and all(
-            isinstance(part, LISTS[name]) and not isinstance(part, bool) for part in value
-        )
-        return None if is_good else f"{name} is not a list of {'texts' if name == 'tags' else 'numbers'}"
+    """Why a field cannot be used, or None."""
     if isinstance(value, bool):
         return None if name == "available" else f"{name} is true or false"
-    return None if isinstance(value, str | int | float) else f"{name} is a list or an object"
+    if name == "tags":
+        return None if _is_list_of(value, (str,)) else "tags is not a list of texts"
+    if name == "embedding":
+        return _embedding_fault(value)
+    if isinstance(value, str):
+        return None if _is_text(value) else f"{name} is not valid text"
+    return None if value is None or isinstance(value, int | float) else f"{name} is a list or an object"
+
+
+def _embedding_fault(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not _is_list_of(value, (int, float)):
+        return "embedding is not a list of numbers"
+    is_finite = all(abs(number) <= MAX_VALUE for number in value)
+    return None if is_finite else "embedding holds a number that is not finite"
+
+
+def _is_list_of(value: object, kinds: tuple[type, ...]) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, list) and all(
+        isinstance(part, kinds) and not isinstance(part, bool) and (not isinstance(part, str) or _is_text(part))
+        for part in value
+    )
+
+
+def _is_text(value: str) -> bool:
+    """False for lone surrogates, which JSON can escape and UTF-8 cannot hold."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _plain(name: str, value: Any) -> Any:
