@@ -22,7 +22,7 @@ from model_export.tokenizer.groups import Groups
 from model_export.tokenizer.kmeans import PRICE_STEPS, BalancedCodebook, balanced_kmeans, plain_kmeans
 
 # the last sweeps are balanced exactly and the best of them is kept; those before are balanced by prices alone
-EXACT_SWEEPS = 3
+EXACT_SWEEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,14 @@ def assign_catalog(
         on_step(f"level {level + 1}")
         groups = Groups(prefix_N, math.prod(codebook_sizes[level + 1 :]), num_codes)
         codebook = balanced_kmeans(
-            residual_ND, num_codes, groups, plain_iterations=plain_iterations, iterations=balance_iterations, seed=seed
+            residual_ND,
+            num_codes,
+            groups,
+            plain_iterations=plain_iterations,
+            iterations=balance_iterations,
+            seed=seed,
+            # the sweeps re-assign every level but the first
+            exact=level == 0 or refine_sweeps == 0,
         )
         levels.append(codebook)
         residual_ND = residual_ND - codebook.reconstruct()
@@ -76,8 +83,8 @@ def dense_rows(codes_NM: CodeArray) -> NDArray[np.int64]:
 def refine(
     levels: list[BalancedCodebook], residual_ND: FloatArray, num_sweeps: int, on_step: Callable[[str], None]
 ) -> Assignment:
-    """Sweeps over the levels; returns the best exactly balanced assignment seen, the greedy one included."""
-    best, best_error = snapshot(levels), float(np.square(residual_ND, dtype=np.float64).sum())
+    """Sweeps over the levels; returns the best exactly balanced assignment seen."""
+    best, best_error = snapshot(levels), math.inf
     for sweep in range(num_sweeps if len(levels) > 1 else 0):
         on_step(f"sweep {sweep + 1}/{num_sweeps}")
         exact = sweep >= num_sweeps - EXACT_SWEEPS

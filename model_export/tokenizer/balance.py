@@ -59,9 +59,9 @@ def step_prices(distances_NV: FloatArray, prices_V: FloatArray, damping: float) 
     second_N = priced_NV.min(axis=1)
     margins_NV = np.subtract(best_N[:, None], distances_NV, out=priced_NV)
     margins_NV[rows_N, first_N] = second_N - distances_NV[rows_N, first_N]
-    rank = min(max(num_items - num_items // num_codes, 1), num_items - 1)
-    margins_NV.partition([rank - 1, rank], axis=0)
-    target_V = (margins_NV[rank - 1] + margins_NV[rank]) / np.float32(2.0)
+    rank = min(max(num_items - num_items // num_codes, 0), num_items - 1)
+    margins_NV.partition(rank, axis=0)
+    target_V = margins_NV[rank]
     return (prices_V + np.float32(damping) * (target_V - prices_V)).astype(np.float32)
 
 

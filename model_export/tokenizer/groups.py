@@ -41,13 +41,23 @@ class Groups:
         self.held_GV[:] = 0
         np.add.at(self.held_GV, (self.of_item_N[large_N], codes_N[large_N]), 1)
 
-    def is_full(self, items: IntArray) -> NDArray[np.bool_]:
-        """[len(items), V]: whether the item's group already holds as many of that code as it may."""
+    def forbid(self, items: IntArray, codes: IntArray, costs: FloatArray) -> None:
+        """Sets costs [len(items), len(codes)] to infinity where the item's group may not take the code once more."""
+        if not self.items_G:
+            return
         group = self.of_item_N[items]
-        full = np.zeros((len(items), self.held_GV.shape[1]), np.bool_)
-        large = group >= 0
-        full[large] = self.held_GV[group[large]] >= self.capacity
-        return full
+        large = np.flatnonzero(group >= 0)
+        if len(large):
+            full = self.held_GV[group[large, None], codes] >= self.capacity
+            costs[large] = np.where(full, np.float32(np.inf), costs[large])
+
+    def mates(self, item: int) -> IntArray:
+        """The other items of the item's group; none where the group is too small to matter."""
+        group = self.of_item_N[item]
+        if group < 0:
+            return np.zeros(0, np.int64)
+        mates = self.items_G[group]
+        return mates[mates != item]
 
     def move(self, item: int, source: int, target: int) -> None:
         """Notes that one item changed its code."""

@@ -69,6 +69,7 @@ class BalancedCodebook:
         if exact:
             rebalancer = Rebalancer(points_ND, self.centroids_VD, self.prices_V, codes_N, groups)
             codes_N = rebalancer.run()
+            self.prices_V = rebalancer.prices_V.astype(np.float32)
         self.codes_N = codes_N
 
     def fit_centroids(self, points_ND: FloatArray) -> None:
@@ -81,13 +82,23 @@ class BalancedCodebook:
 
 
 def balanced_kmeans(
-    points_ND: FloatArray, num_codes: int, groups: Groups, *, plain_iterations: int, iterations: int, seed: int
+    points_ND: FloatArray,
+    num_codes: int,
+    groups: Groups,
+    *,
+    plain_iterations: int,
+    iterations: int,
+    seed: int,
+    exact: bool = True,
 ) -> BalancedCodebook:
-    """Balanced k-means that starts from plain k-means; code sizes end within one of each other."""
+    """Balanced k-means that starts from plain k-means.
+
+    Code sizes end within one of each other where `exact`, else as near to that as prices bring them.
+    """
     centroids_VD, _, _ = plain_kmeans(points_ND, num_codes, iterations=plain_iterations, seed=seed)
     codebook = BalancedCodebook(centroids_VD)
     for iteration in range(iterations + 1):
         steps = PRICE_STEPS if iteration else FIRST_PRICE_STEPS
-        codebook.assign(points_ND, groups, price_steps=steps, exact=iteration == iterations)
+        codebook.assign(points_ND, groups, price_steps=steps, exact=exact and iteration == iterations)
         codebook.fit_centroids(points_ND)
     return codebook

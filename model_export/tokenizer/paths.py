@@ -15,7 +15,12 @@ from model_export.tokenizer.groups import Groups, IntArray
 
 
 class Rebalancer:
-    """Moves items along cheapest chains until all code sizes are within one of each other."""
+    """Moves items along cheapest chains until all code sizes are within one of each other.
+
+    `cost_VV[j, k]` is the edge from j to k and `mover_VV[j, k]` the item that would move; both are kept up to date
+    move by move, except that a code which a group has just freed is offered to the group's other items only when no
+    chain is left without it.
+    """
 
     def __init__(
         self, points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray, codes_N: CodeArray, groups: Groups
@@ -30,67 +35,12 @@ class Rebalancer:
         self.cost_VV = np.full((num_codes, num_codes), np.inf)
         self.mover_VV = np.full((num_codes, num_codes), -1, np.int64)
         groups.count(self.codes_N)
-        self.refresh(np.arange(num_codes))
-
-    def refresh(self, sources: IntArray) -> None:
-        """Recomputes the edges out of the given codes."""
-        for source in sources:
-            items = self.members[source]
-            if not len(items):
-                self.cost_VV[source] = np.inf
-                continue
-            distances = squared_distances(self.points_ND[items], self.centroids_VD)
-            extra = distances - distances[:, source, None]
-            extra[self.groups.is_full(items)] = np.inf
-            extra[:, source] = np.inf
-            best_V = extra.argmin(axis=0)
-            self.mover_VV[source] = items[best_V]
-            self.cost_VV[source] = extra[best_V, np.arange(len(best_V))]
-
-    def cheapest_chain(self, is_source_V: NDArray[np.bool_], is_sink_V: NDArray[np.bool_]) -> list[int] | None:
-        """Codes of the cheapest chain from any source to any sink (Bellman-Ford on reduced costs), or None."""
-        reduced_VV = np.maximum(self.cost_VV - self.prices_V[:, None] + self.prices_V, 0.0)
-        distance_V = np.where(is_source_V, 0.0, np.inf)
-        parent_V = np.full(len(distance_V), -1)
-        changed = np.flatnonzero(is_source_V)
-        while len(changed):
-            through = distance_V[changed, None] + reduced_VV[changed]
-            best = through.argmin(axis=0)
-            candidate_V = through[best, np.arange(len(distance_V))]
-            better = candidate_V < distance_V
-            parent_V[better] = changed[best[better]]
-            distance_V[better] = candidate_V[better]
-            changed = np.flatnonzero(better)
-        # potential differences turn reduced distances back into true costs up to a constant per source
-        reach = np.where(is_sink_V, distance_V, np.inf)
-        sink = int(reach.argmin())
-        if not np.isfinite(reach[sink]):
-            return None
-        self.prices_V -= np.minimum(distance_V, reach[sink])
-        chain = [sink]
-        while parent_V[chain[-1]] >= 0:
-            chain.append(int(parent_V[chain[-1]]))
-        return chain[::-1]
-
-    def follow(self, chain: list[int]) -> None:
-        """Moves one item along every link of a chain and recomputes the edges that this changes."""
-        touched: set[int] = set(chain)
-        for source, target in zip(chain, chain[1:], strict=False):
-            item = int(self.mover_VV[source, target])
-            self.codes_N[item] = target
-            self.groups.move(item, source, target)
-            self.members[source] = self.members[source][self.members[source] != item]
-            self.members[target] = np.append(self.members[target], item)
-            group = self.groups.of_item_N[item]
-            if group >= 0:
-                touched.update(self.codes_N[self.groups.items_G[group]].tolist())
-        self.sizes_V[chain[0]] -= 1
-        self.sizes_V[chain[-1]] += 1
-        self.refresh(np.array(sorted(touched)))
 
     def run(self) -> CodeArray:
         """Balances the assignment; returns the codes [N]."""
         smallest, largest = code_sizes(len(self.codes_N), len(self.sizes_V))
+        if self.sizes_V.max() > largest or self.sizes_V.min() < smallest:
+            self.refresh_all()
         while (is_over := self.sizes_V > largest).any():
             self.improve(is_over, self.sizes_V < largest)
         while (is_under := self.sizes_V < smallest).any():
@@ -101,7 +51,86 @@ class Rebalancer:
         """Removes one unit of imbalance."""
         chain = self.cheapest_chain(is_source_V, is_sink_V)
         if chain is None:
-            self.refresh(np.arange(len(self.sizes_V)))
+            self.refresh_all()
             chain = self.cheapest_chain(is_source_V, is_sink_V)
         assert chain is not None, "a legal balanced assignment exists but no chain leads to it"
-        self.follow(chain)
+        self.sizes_V[chain[0]] -= 1
+        self.sizes_V[chain[-1]] += 1
+        links = list(zip(chain, chain[1:], strict=False))
+        # movers first: a move may change which item is the cheapest on a later link
+        movers = [int(self.mover_VV[link]) for link in links]
+        for item, (source, target) in zip(movers, links, strict=True):
+            self.move(item, source, target)
+
+    def cheapest_chain(self, is_source_V: NDArray[np.bool_], is_sink_V: NDArray[np.bool_]) -> list[int] | None:
+        """Codes of the cheapest chain from any source to any sink (Bellman-Ford on reduced costs), or None."""
+        reduced_VV = self.cost_VV - self.prices_V[:, None]
+        reduced_VV += self.prices_V
+        np.maximum(reduced_VV, 0.0, out=reduced_VV)
+        distance_V = np.where(is_source_V, 0.0, np.inf)
+        parent_V = np.full(len(distance_V), -1)
+        changed = np.flatnonzero(is_source_V)
+        while len(changed):
+            through = reduced_VV[changed] + distance_V[changed, None]
+            candidate_V = through.min(axis=0)
+            # a code no nearer than the nearest sink cannot lie on the way to it
+            bound = distance_V[is_sink_V].min()
+            better = np.flatnonzero((candidate_V < distance_V) & (candidate_V < bound))
+            parent_V[better] = changed[through[:, better].argmin(axis=0)]
+            distance_V[better] = candidate_V[better]
+            changed = better
+        sink = int(np.where(is_sink_V, distance_V, np.inf).argmin())
+        if not np.isfinite(distance_V[sink]):
+            return None
+        # Johnson's potentials: reduced costs stay at or above zero for the next chain
+        self.prices_V -= np.minimum(distance_V, distance_V[sink])
+        chain = [sink]
+        while parent_V[chain[-1]] >= 0:
+            chain.append(int(parent_V[chain[-1]]))
+        return chain[::-1]
+
+    def move(self, item: int, source: int, target: int) -> None:
+        """Gives one item another code and updates the edges that this changes."""
+        self.codes_N[item] = target
+        self.groups.move(item, source, target)
+        self.members[source] = self.members[source][self.members[source] != item]
+        self.members[target] = np.append(self.members[target], item)
+        self.refresh(source, np.flatnonzero(self.mover_VV[source] == item))
+        self.offer(item, target)
+        for mate in self.groups.mates(item):
+            code = self.codes_N[mate]
+            if self.mover_VV[code, target] == mate:
+                self.refresh(code, np.array([target]))
+
+    def refresh_all(self) -> None:
+        """Recomputes every edge."""
+        every_code = np.arange(len(self.members))
+        for source in range(len(self.members)):
+            self.refresh(source, every_code)
+
+    def refresh(self, source: int, targets: IntArray) -> None:
+        """Recomputes the edges from one code to others."""
+        items = self.members[source]
+        if not len(items) or not len(targets):
+            self.cost_VV[source, targets] = np.inf
+            return
+        extra = self.extra_cost(items, source, targets)
+        best = extra.argmin(axis=0)
+        self.mover_VV[source, targets] = items[best]
+        self.cost_VV[source, targets] = extra[best, np.arange(len(best))]
+
+    def offer(self, item: int, source: int) -> None:
+        """Lets an item that has just come to a code compete for the edges out of it."""
+        extra_V = self.extra_cost(np.array([item]), source, np.arange(len(self.members)))[0]
+        cheaper = extra_V < self.cost_VV[source]
+        self.cost_VV[source, cheaper] = extra_V[cheaper]
+        self.mover_VV[source, cheaper] = item
+
+    def extra_cost(self, items: IntArray, source: int, targets: IntArray) -> FloatArray:
+        """What it costs the items of one code to move to others [len(items), len(targets)]; inf where not allowed."""
+        points = self.points_ND[items]
+        extra = squared_distances(points, self.centroids_VD[targets])
+        extra -= squared_distances(points, self.centroids_VD[source : source + 1])
+        extra[:, targets == source] = np.inf
+        self.groups.forbid(items, targets, extra)
+        return extra
