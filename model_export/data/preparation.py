@@ -106,6 +106,10 @@ class _Layout:
     timeline: Timeline
     splits: dict[str, Examples]
 
+    def choices(self) -> dict[str, Any]:
+        """As they stand in `meta.json`."""
+        return {"split": self.split, "split_cuts_ms": self.split_cuts_ms, "target_kind": self.target_kind}
+
 
 def _lay_out(log: EventLog, events: pl.DataFrame, config: PrepareConfig) -> _Layout:
     split = choose_split(log, config)
@@ -164,10 +168,8 @@ def _assemble(
                 "actions": [asdict(action) for action in actions],
                 "default_action": log.default_action if log.default_action in events["action"] else actions[0].name,
                 "has_times": log.has_times,
-                "target_kind": layout.target_kind,
                 "slate_size": config.slate_size,
-                "split": layout.split,
-                "split_cuts_ms": layout.split_cuts_ms,
+                **layout.choices(),
                 "repeat_policy": choose_repeat_policy(share, config),
                 "repeat_share": share,
                 "counts": _count(events, items, rejects, timeline.session_E, layout.splits),
