@@ -10,6 +10,7 @@
 Shapes: N items, L levels, V codes, D width.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from model_export.tokenizer.balance import CodeArray, FloatArray
 from model_export.tokenizer.groups import Groups
 from model_export.tokenizer.kmeans import PRICE_STEPS, BalancedCodebook, balanced_kmeans, plain_kmeans
+
+logger = logging.getLogger(__name__)
 
 # the last sweeps are balanced exactly and the best of them is kept; those before are balanced by prices alone
 EXACT_SWEEPS = 2
@@ -41,7 +44,7 @@ def assign_catalog(
     balance_iterations: int = 8,
     refine_sweeps: int = 20,
     seed: int = 0,
-    on_step: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = logger.debug,
 ) -> Assignment:
     """Unique sids with code sizes within one of each other at every level.
 

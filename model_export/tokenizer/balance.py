@@ -30,7 +30,8 @@ CHUNK_ITEMS = 16384
 
 def squared_distances(points_ND: FloatArray, centroids_VD: FloatArray) -> FloatArray:
     """Squared Euclidean distances [N, V], less each point's own squared norm, which no choice of code depends on."""
-    return np.einsum("vd,vd->v", centroids_VD, centroids_VD) - np.float32(2.0) * (points_ND @ centroids_VD.T)
+    norms_V: FloatArray = np.einsum("vd,vd->v", centroids_VD, centroids_VD)
+    return np.asarray(norms_V - np.float32(2.0) * (points_ND @ centroids_VD.T), np.float32)
 
 
 def chunks(num_items: int) -> Iterator[slice]:
@@ -62,7 +63,7 @@ def step_prices(distances_NV: FloatArray, prices_V: FloatArray, damping: float) 
     rank = min(max(num_items - num_items // num_codes, 0), num_items - 1)
     margins_NV.partition(rank, axis=0)
     target_V = margins_NV[rank]
-    return (prices_V + np.float32(damping) * (target_V - prices_V)).astype(np.float32)
+    return np.asarray(prices_V + np.float32(damping) * (target_V - prices_V), np.float32)
 
 
 def cheapest_codes(points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray) -> CodeArray:

@@ -91,9 +91,9 @@ def chosen_size(num_items: int, num_levels: int) -> int:
 
     Falls to the smallest size that holds all items in catalogs of a few dozen items.
     """
-    roomy = 2 ** math.ceil(math.log2(num_items * ROOM_PER_ITEM) / num_levels)
-    filled = 2 ** math.floor(math.log2(max(num_items // MIN_ITEMS_PER_CODE, 1)))
-    smallest = math.ceil(num_items ** (1.0 / num_levels) - 1e-9)
+    roomy: int = 2 ** math.ceil(math.log2(num_items * ROOM_PER_ITEM) / num_levels)
+    filled: int = 2 ** math.floor(math.log2(max(num_items // MIN_ITEMS_PER_CODE, 1)))
+    smallest = 1
     while smallest**num_levels < num_items:
         smallest += 1
     return max(min(roomy, filled), smallest)

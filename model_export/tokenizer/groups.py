@@ -57,7 +57,8 @@ class Groups:
         if group < 0:
             return np.zeros(0, np.int64)
         mates = self.items_G[group]
-        return mates[mates != item]
+        others: IntArray = mates[mates != item]
+        return others
 
     def move(self, item: int, source: int, target: int) -> None:
         """Notes that one item changed its code."""

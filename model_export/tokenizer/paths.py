@@ -7,6 +7,8 @@ fixes one unit of imbalance. Prices are the potentials that keep the edges' redu
 Shapes: N items, V codes, D width.
 """
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,7 +58,7 @@ class Rebalancer:
         assert chain is not None, "a legal balanced assignment exists but no chain leads to it"
         self.sizes_V[chain[0]] -= 1
         self.sizes_V[chain[-1]] += 1
-        links = list(zip(chain, chain[1:], strict=False))
+        links = list(itertools.pairwise(chain))
         # movers first: a move may change which item is the cheapest on a later link
         movers = [int(self.mover_VV[link]) for link in links]
         for item, (source, target) in zip(movers, links, strict=True):

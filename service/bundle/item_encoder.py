@@ -40,6 +40,11 @@ def unit_rows(vectors_ND: npt.NDArray[np.floating]) -> FloatArray:
     return np.asarray(vectors_ND / np.where(norms_N1 > 0, norms_N1, 1), dtype=np.float32)
 
 
+def has_value(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Which rows are not all zero [N]."""
+    return np.asarray((vectors_ND != 0).any(axis=1), np.bool_)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ItemEncoder:
     """Encodes texts and given vectors into the space of the codebooks."""
@@ -79,7 +84,7 @@ class ItemEncoder:
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Embeddings [N, D] of texts (see `item_text`)."""
         vectors_NT = self.text_vectors(texts)
-        has_words_N = vectors_NT.any(axis=1)
+        has_words_N = has_value(vectors_NT)
         if self.projection_TD is None:
             vectors_ND = vectors_NT
         else:
@@ -99,7 +104,7 @@ class ItemEncoder:
             raise ValueError(f"embedding must have {self.width} values, not {vectors_ND.shape[-1]}")
         if not np.isfinite(vectors_ND).all():
             raise ValueError("embedding holds a value that is not finite")
-        return np.where(vectors_ND.any(axis=1)[:, None], unit_rows(vectors_ND), self.default_D).astype(np.float32)
+        return np.where(has_value(vectors_ND)[:, None], unit_rows(vectors_ND), self.default_D).astype(np.float32)
 
     def save(self, path: str | Path) -> None:
         """Writes one .npz without pickles; words are UTF-8, one a line."""
