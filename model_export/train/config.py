@@ -37,7 +37,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints; one is written after every epoch, too."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 where the hardware multiplies it faster than float32."""
+    """`auto`: bfloat16 on a GPU that has it, float32 on a CPU."""
     seed: int = 0
     """Seed of weights, order and dropout."""
 

@@ -96,7 +96,7 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.max_gradient_norm)
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def _end_epoch(self, seconds: float) -> None:
         progress = self.progress

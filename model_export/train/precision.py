@@ -1,4 +1,4 @@
-"""bfloat16 where the hardware multiplies it faster."""
+"""bfloat16 where it pays."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,15 +8,12 @@ from model_export.train.config import Precision
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs; weights and the optimizer stay float32."""
-    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """The context in which a forward pass runs; weights and the optimizer stay float32.
 
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether `device` has bfloat16 matrix instructions."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    On a CPU `auto` means float32, even with AMX: at the widths that a CPU trains (128) a step took 0.48 s of one core
+    in bfloat16 and 0.26 s in float32, because attention's backward pass has no fast bfloat16 kernel there.
+    """
+    pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" or (precision == "auto" and pays):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

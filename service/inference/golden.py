@@ -1,0 +1,125 @@
+"""Golden cases: what the trained model wrote for a few histories, to hold every runner to.
+
+Legend: T history length, L levels, K slate size, X excluded rows, W beams.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.bundle import Bundle
+from service.catalog import CatalogSnapshot
+from service.errors import BundleError, RunnerError
+from service.inference.runner import Batch, Runner
+
+FILE = "golden.json"
+MARGIN_IN_TOLERANCES = 10
+"""Slates must be identical where the best beam leads the second by more than this many tolerances."""
+
+
+class GoldenCase(BaseModel):
+    """One request and the reference's answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    history_codes: list[list[int]]
+    """[T, L], as in `Batch.history_codes_BTL`, without padding."""
+    history_actions: list[int]
+    history_times: list[int]
+    history_values: list[float | None]
+    now: int
+    excluded_rows: list[int]
+    beam_width: int
+    item_rows: list[int]
+    """[K] rows of the best slate."""
+    level_logprobs: list[list[float]]
+    """[K, L]."""
+    score: float
+    margin: float
+    """Score of the best beam less that of the second."""
+
+
+class GoldenCases(BaseModel):
+    """Schema of `golden.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cases: list[GoldenCase]
+
+
+def check_golden(bundle: Bundle, runner: Runner, snapshot: CatalogSnapshot) -> int:
+    """Runs every golden case; returns how many there are.
+
+    Args:
+        bundle: Whose `golden.json` is read.
+        runner: The runner to be held to it.
+        snapshot: The bundle's own catalog, as it was exported.
+
+    Raises:
+        BundleError: `golden.json` cannot be read, or the runner disagrees with a case; the message says by how much.
+    """
+    file = bundle.path / FILE
+    precision = bundle.manifest.graphs["generator"].precision
+    tolerance = bundle.manifest.golden_tolerance[precision].logprob_abs
+    cases = _read(file)
+    for number, case in enumerate(cases):
+        try:
+            decoded = runner.run(case_batch(case, snapshot))
+        except RunnerError as error:
+            raise BundleError(f"{file}: case {number}: {error}") from error
+        num_levels = bundle.manifest.num_levels
+        if difference := _difference(case, decoded.item_rows_BWK[0, 0], decoded.level_logprobs_BWKL[0, 0], tolerance):
+            raise BundleError(f"{file}: case {number} of {len(cases)}: {difference} ({num_levels} levels, {precision})")
+    return len(cases)
+
+
+def case_batch(case: GoldenCase, snapshot: CatalogSnapshot) -> Batch:
+    """The case as a batch of one."""
+    length = len(case.history_codes)
+    num_levels = snapshot.sids_NL.shape[1]
+    # One padded place, because an empty history must still have a shape.
+    codes_BTL = np.zeros((1, length + 1, num_levels), dtype=np.int32)
+    codes_BTL[0, :length] = np.array(case.history_codes, dtype=np.int32).reshape(length, num_levels)
+    values = [np.nan if value is None else value for value in case.history_values]
+    return Batch(
+        history_codes_BTL=codes_BTL,
+        history_actions_BT=_padded(case.history_actions, np.int32),
+        history_times_BT=_padded(case.history_times, np.int64),
+        history_values_BT=np.array([[*values, np.nan]], dtype=np.float32),
+        history_lengths_B=np.array([length], dtype=np.int32),
+        now_B=np.array([case.now], dtype=np.int64),
+        excluded_rows_BX=np.array([[*case.excluded_rows, -1]], dtype=np.int32),
+        filter_slots_B=np.zeros(1, dtype=np.int32),
+        allowed_cumsum_FN=snapshot.allowed_cumsum()[None],
+        beam_width=case.beam_width,
+        catalog=snapshot,
+    )
+
+
+def _padded(numbers: list[int], dtype: type[np.signedinteger]) -> npt.NDArray[np.signedinteger]:
+    return np.array([[*numbers, 0]], dtype=dtype)
+
+
+def _read(file: Path) -> list[GoldenCase]:
+    try:
+        return GoldenCases.model_validate_json(file.read_bytes()).cases
+    except (OSError, ValidationError) as error:
+        raise BundleError(f"{file}: cannot be read: {error}") from error
+
+
+def _difference(
+    case: GoldenCase, rows_K: npt.NDArray[np.int32], logprobs_KL: npt.NDArray[np.float32], tolerance: float
+) -> str:
+    """What is wrong, in words; empty if nothing is."""
+    expected_KL = np.array(case.level_logprobs)
+    if rows_K.tolist() == case.item_rows:
+        worst = float(np.abs(logprobs_KL - expected_KL).max())
+        return f"logprobs differ by {worst:.2g}, {tolerance:.2g} is allowed" if not worst <= tolerance else ""
+    if case.margin > MARGIN_IN_TOLERANCES * tolerance:
+        return f"another slate, though the best led by {case.margin:.2g}"
+    # A near tie may fall either way, but its score may not differ by more than all its codes together.
+    score = float(logprobs_KL.sum())
+    allowed = tolerance * expected_KL.size + case.margin
+    return f"score {score:.6g} instead of {case.score:.6g}" if not abs(score - case.score) <= allowed else ""
