@@ -1,6 +1,7 @@
 """The composition root: settings in, a running application out."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -87,6 +88,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     app = create_app(settings)
     config = uvicorn.Config(
         app, http="httptools", loop="uvloop", lifespan="off", access_log=False, log_config=None, server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )  # fmt: skip
 
@@ -110,6 +112,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What is loaded by now stays: the collector need not look at a catalog of a million items again and again.
+        gc.collect()
+        gc.freeze()
         host, port = self._listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         _log.info("serving on %s", url)

@@ -69,7 +69,7 @@ class RequestContext:
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
         took_s = time.perf_counter() - exchange.started_s
         # Only names that we gave may become labels, or a client could make as many as it likes.
-        route = getattr(scope.get("route"), "path", "unmatched").replace(":path}", "}")
+        route = getattr(scope.get("route"), "path", "unmatched").replace(":any_text}", "}")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, exchange.status or 499).inc()
         self._metrics.request_seconds.labels(route).observe(took_s)

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
 ID_PATTERN: Final = r"^[^\u0000-\u001f\u007f-\u009f]+$"
@@ -20,6 +20,14 @@ Name = Annotated[str, Field(min_length=1, max_length=100, pattern=ID_PATTERN)]
 """An action, a tag, or a named filter."""
 Value = Annotated[float, Field(allow_inf_nan=False, ge=-3.4e38, le=3.4e38)]
 """A raw figure that fits 32 bits."""
+
+
+def _whole(value: object) -> object:
+    """JSON Schema counts 3.0 among the integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 
 
 class _Timestamp:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.fields import ExternalId, Name, StrictModel, TimestampMs, Value
+from service.api.fields import Count, ExternalId, Name, StrictModel, TimestampMs, Value
 from service.catalog import TagFilter
 from service.recommend import PastEvent
 
@@ -54,7 +54,7 @@ class RecommendBody(StrictModel):
     """Asks for a user's next slate."""
 
     user_id: ExternalId
-    slate_size: Annotated[int, Field(ge=1)] = Field(description="Items asked for, at most the model's slate size.")
+    slate_size: Count = Field(description="Items asked for, at most the model's slate size.")
     history: tuple[HistoryEvent, ...] | None = Field(
         default=None, description="In any order; replaces the stored history and counts as seen."
     )

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Path, Request
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 
 from service.api.answers import HistoryAnswer
@@ -15,8 +16,21 @@ from service.errors import HistoryUnavailable
 
 router = APIRouter(tags=["users"])
 
-# `path`, because ids may hold slashes.
-_ROUTE = "/v1/users/{user_id:path}/history"
+
+class _AnyText(Convertor[str]):
+    """Ids may hold slashes; and one with a line end must be told why it is refused, not that there is nothing."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())
+_ROUTE = "/v1/users/{user_id:any_text}/history"
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN)]
 
 

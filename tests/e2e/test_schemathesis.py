@@ -1,0 +1,89 @@
+"""The live service against its own description: no 5xx, no answer that is not declared, no invalid request accepted."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import schemathesis
+from schemathesis.engine import from_schema
+from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
+from schemathesis.engine.recorder import ScenarioRecorder
+
+from service.history.embedded import EmbeddedRedis
+
+FILTERS = '{"even": {"any_of": ["even"]}, "nothing": {"all_of": ["odd", "even"]}}'
+SERVE = "from service.app import serve; from service.settings import Settings; serve(Settings.load(), on_ready=print)"
+
+
+@pytest.fixture(scope="module")
+def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as redis_url:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ONESLATE_")}
+        environment |= {
+            "ONESLATE_RUNNER": "fake",
+            "ONESLATE_PORT": "0",
+            "ONESLATE_HISTORY__URL": redis_url,
+            # A busy machine must not make Redis look dead: this test is about contracts, not about time.
+            "ONESLATE_HISTORY__READ_TIMEOUT_MS": "5000",
+            "ONESLATE_HISTORY__CONNECT_TIMEOUT_MS": "5000",
+            "ONESLATE_FILTERS": FILTERS,
+            "ONESLATE_LOG_LEVEL": "warning",
+            "PYTHONUNBUFFERED": "1",
+        }
+        root = Path(__file__).resolve().parents[2]
+        process = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, cwd=root, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().decode().strip()
+            assert url.startswith("http://"), "the service did not start"
+            yield url
+            assert process.poll() is None, "the service died"
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def test_every_answer_is_as_described(service_url: str) -> None:
+    """All phases: examples, boundary values, valid and invalid random data, and calls that follow one another."""
+    config = schemathesis.Config.from_dict(
+        {"seed": 1, "generation": {"deterministic": True, "max-examples": 150, "database": "none"}}
+    )
+    schema = schemathesis.openapi.from_url(f"{service_url}/openapi.json", config=config)
+    num_calls, failures = 0, []
+    for event in from_schema(schema).execute():
+        if isinstance(event, NonFatalError | FatalError):
+            failures.append(str(vars(event) if hasattr(event, "__dict__") else event.exception))
+        if isinstance(event, ScenarioFinished):
+            num_calls += len(event.recorder.interactions)
+            failures += _failures(event.recorder)
+    assert not failures, f"{len(failures)} failures:\n" + "\n\n".join(failures[:10])
+    assert num_calls > 500
+
+
+def _failures(recorder: ScenarioRecorder) -> list[str]:
+    return [
+        f"{check.name}: {check.failure_info.failure.title}: {check.failure_info.failure.message}"
+        f"\n{check.failure_info.code_sample[:1500]}"
+        for checks in recorder.checks.values()
+        for check in checks
+        if check.failure_info is not None
+    ]
+
+
+def test_the_description_names_every_route(service_url: str) -> None:
+    paths = httpx.get(f"{service_url}/openapi.json").json()["paths"]
+    assert {path: sorted(operations) for path, operations in paths.items()} == {
+        "/v1/recommend": ["post"],
+        "/v1/events": ["post"],
+        "/v1/users/{user_id}/history": ["delete", "get"],
+        "/livez": ["get"],
+        "/readyz": ["get"],
+        "/metrics": ["get"],
+        "/version": ["get"],
+    }
