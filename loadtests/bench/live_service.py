@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import httpx
 
+SERVE = (sys.executable, "-c", "import oneslate; oneslate.main()", "serve")
+"""`oneslate serve` of this interpreter, wherever its scripts are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveService:
@@ -32,7 +35,7 @@ def live_service(
     settings: Mapping[str, str],
     *,
     cores: frozenset[int] | None = None,
-    command: tuple[str, ...] = (sys.executable, "-m", "oneslate", "serve"),
+    command: tuple[str, ...] = SERVE,
     timeout_s: float = 60.0,
 ) -> Iterator[LiveService]:
     """Starts a service, waits until it is ready, and stops it at the end.
