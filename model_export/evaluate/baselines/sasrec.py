@@ -5,6 +5,7 @@ Shapes: B batch, T length, E examples, N items, D width, P real positions, S tra
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -59,27 +60,33 @@ class SasRec(ScoringRecommender):
             self.model = SasRecModel(self.config, prepared.num_items, text_ND)
 
     def fit(self, console: Console | None = None) -> "SasRec":
-        """Train until validation NDCG@10 stops rising; returns itself. Keeps a row per epoch in `epochs`."""
+        """Train until validation NDCG@10 stops rising; returns itself. Keeps a row per epoch in `epochs`.
+
+        Without validation examples the training loss decides.
+        """
         console = console or Console(stderr=True)
         valid = self._valid_examples()
-        best_ndcg, best_epoch, best_state = -1.0, 0, copy.deepcopy(self.model.state_dict())
+        best_score, best_epoch, best_state = -math.inf, 0, copy.deepcopy(self.model.state_dict())
         with torch.random.fork_rng(devices=[]), Progress(console=console, disable=not console.is_terminal) as progress:
             torch.manual_seed(self.config.seed)
             trainer = _Trainer(self.model, self.config, self.prepared)
             task = progress.add_task(f"training {self.name}", total=self.config.max_epochs)
             for epoch in range(1, self.config.max_epochs + 1):
-                loss = trainer.run_epoch()
-                ndcg = self._valid_ndcg(valid) if len(valid) else -loss
-                self.epochs.append({"epoch": epoch, "loss": loss, "valid_ndcg@10": ndcg})
-                line = f"{self.name} epoch {epoch}: loss {loss:.3f}, valid NDCG@10 {ndcg:.4f}"
+                row = {"epoch": epoch, "loss": trainer.run_epoch()}
+                if len(valid):
+                    row["valid_ndcg@10"] = self._valid_ndcg(valid)
+                self.epochs.append(row)
+                line = f"{self.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items())
                 progress.update(task, advance=1, description=line)
                 if not console.is_terminal and (epoch == 1 or epoch % 10 == 0):
                     console.print(line)
-                if ndcg > best_ndcg or epoch == 1:
-                    best_ndcg, best_epoch, best_state = ndcg, epoch, copy.deepcopy(self.model.state_dict())
+                score = row.get("valid_ndcg@10", -row["loss"])
+                if score > best_score:
+                    best_score, best_epoch, best_state = score, epoch, copy.deepcopy(self.model.state_dict())
                 elif epoch - best_epoch >= self.config.patience:
                     break
         self.model.load_state_dict(best_state)
+        console.print(f"{self.name}: kept epoch {best_epoch} of {len(self.epochs)}, {self.num_parameters:,} parameters")
         return self
 
     @property

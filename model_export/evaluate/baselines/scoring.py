@@ -12,7 +12,7 @@ from model_export.data import Examples, PreparedData
 from model_export.evaluate.recommender import Items
 from model_export.evaluate.sequences import available, excluded_pairs
 
-CHUNK_CELLS = 16_000_000  # scores held at once
+CHUNK_CELLS = 8_000_000  # scores held at once
 Scores = npt.NDArray[np.floating]
 
 

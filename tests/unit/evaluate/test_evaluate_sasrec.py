@@ -72,7 +72,7 @@ def test_two_runs_with_one_seed_are_equal_and_leave_the_global_generator_alone(c
 def test_keeps_the_best_epoch_and_reports_lines_without_a_terminal(cycle):
     out = io.StringIO()
     model = SasRec(cycle, SasRecConfig(**SMALL)).fit(Console(file=out))
-    assert "sasrec epoch 1: loss" in out.getvalue()
+    assert "sasrec: epoch 1, loss" in out.getvalue()
     best = max(row["valid_ndcg@10"] for row in model.epochs)
     assert model._valid_ndcg(cycle.examples("valid")) == pytest.approx(best)
 
@@ -131,3 +131,21 @@ def test_text_needs_a_feature_row_per_item(cycle):
     for features in (None, np.zeros((3, 2))):
         with pytest.raises(ValueError, match="feature row for each of 13"):
             SasRec(cycle, SasRecConfig(text="project"), feature_ND=features)
+
+
+def test_without_validation_examples_the_loss_decides(make_prepared):
+    prepared = make_prepared([[(start + step) % 6 for step in range(8)] for start in range(6)], 6)
+    prepared.splits["valid"] = prepared.splits["valid"][:0]
+    out = io.StringIO()
+    model = SasRec(prepared, SasRecConfig(**{**SMALL, "max_epochs": 4})).fit(Console(file=out))
+    assert [set(row) for row in model.epochs] == [{"epoch", "loss"}] * 4
+    best = min(model.epochs, key=lambda row: row["loss"])["epoch"]
+    assert f"kept epoch {best} of 4" in out.getvalue()
+
+
+def test_early_stopping_looks_at_a_seeded_sample_of_a_large_validation_part(cycle):
+    model = SasRec(cycle, SasRecConfig(width=8, max_valid_examples=7))
+    sample = model._valid_examples()
+    assert len(sample) == 7
+    assert set(sample.target_start) < set(cycle.examples("valid").target_start)
+    assert (model._valid_examples().target_start == sample.target_start).all()
