@@ -101,6 +101,12 @@ class RedisConnection:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self.is_cluster:
+            # When one node fails, redis-py leaves the pipeline's tasks on the other nodes running: let them end, then
+            # close what they opened too. aclose() alone does nothing after an error.
+            await asyncio.sleep((self._limits.connect_timeout_ms + self._limits.read_timeout_ms) / 1000)
+            await self._client.nodes_manager.aclose()
+            await self._client.nodes_manager.aclose("startup_nodes")
         await self._client.aclose()
 
     async def _pipeline(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:

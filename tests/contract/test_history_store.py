@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import math
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain import Event, HistoryEntry, item_key
+from service.errors import HistoryUnavailable
 from service.history import EventOutcome, HistoryLimits, HistoryStore, MemoryHistoryStore, UserHistory
 from service.history.connection import ConnectionLimits
 from service.history.embedded import EmbeddedRedis, find_redis_server
@@ -27,6 +30,7 @@ from service.history.store import DAY_MS
 NOW_MS = 1_790_000_000_000
 # A busy two-core machine is not what these tests are about.
 PATIENT = ConnectionLimits(connect_timeout_ms=3000, read_timeout_ms=3000)
+CLUSTERED = ConnectionLimits(connect_timeout_ms=250, read_timeout_ms=250)  # closing a cluster waits for both
 fresh_user = map("user-{}".format, itertools.count())
 
 
@@ -67,7 +71,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     ports = request.getfixturevalue("cluster_ports")
     url = f"redis+cluster://127.0.0.1:{ports[0]}"
     servers = [f"redis://127.0.0.1:{port}" for port in ports]
-    return Backend("cluster", lambda limits: RedisHistoryStore(url, limits, PATIENT), servers)
+    return Backend("cluster", lambda limits: RedisHistoryStore(url, limits, CLUSTERED), servers)
 
 
 @pytest.fixture
@@ -352,7 +356,7 @@ def test_a_cluster_keeps_users_on_every_node_and_the_keys_of_one_together(cluste
     users = [next(fresh_user) for _ in range(60)]
 
     async def fill() -> None:
-        store = RedisHistoryStore(f"redis+cluster://127.0.0.1:{cluster_ports[0]}", None, PATIENT)
+        store = RedisHistoryStore(f"redis+cluster://127.0.0.1:{cluster_ports[0]}", None, CLUSTERED)
         await store.append([an_event(user, event_id="1") for user in users], NOW_MS)
         await store.close()
 
@@ -367,6 +371,34 @@ def test_a_cluster_keeps_users_on_every_node_and_the_keys_of_one_together(cluste
                     assert client.ttl(key) > 0, f"{key} would stay for ever"
     assert all(len(ports) == 1 for ports in homes.values())
     assert set.union(*homes.values()) == set(cluster_ports)
+
+
+def test_a_dead_cluster_node_refuses_its_users_quickly(tmp_path: Path) -> None:
+    async def append_one_by_one(store: HistoryStore, event_id: str) -> list[str]:
+        ends = []
+        for i in range(24):
+            start_s = time.monotonic()
+            try:
+                ends += statuses(await store.append([an_event(f"user-{i}", event_id=event_id)], NOW_MS))
+            except HistoryUnavailable:
+                ends.append("unavailable")
+            assert time.monotonic() - start_s < 2.5
+        return ends
+
+    async def lose_a_node(ports: list[int]) -> None:
+        store = RedisHistoryStore(f"redis+cluster://127.0.0.1:{ports[0]}", None, CLUSTERED)
+        assert await append_one_by_one(store, "1") == ["stored"] * 24
+        with redis.Redis(port=ports[1]) as client:
+            os.kill(client.info("server")["process_id"], signal.SIGKILL)
+        ends = await append_one_by_one(store, "2")
+        assert 0 < ends.count("unavailable") < 24
+        assert "duplicate" not in ends
+        with pytest.raises(HistoryUnavailable):
+            await store.append([an_event(f"user-{i}", event_id="3") for i in range(24)], NOW_MS)
+        await store.close()
+
+    with _cluster(tmp_path, num_nodes=3) as ports:
+        asyncio.run(lose_a_node(ports))
 
 
 async def test_what_is_too_old_is_gone_from_redis_itself(redis_url: str) -> None:
