@@ -59,7 +59,7 @@ class Tokenization:
         """Reads what `save` wrote; ValueError where the directory is none or is damaged."""
         path = Path(path)
         try:
-            with np.load(path / "codebooks.npz", allow_pickle=False) as file:
+            with (path / "codebooks.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 codebooks = tuple(file[f"level_{level}"] for level in range(len(file.files)))
             return cls(
                 sids_NL=np.load(path / "sids.npy", allow_pickle=False),

@@ -129,7 +129,7 @@ class ItemEncoder:
             BundleError: the file is missing, damaged or of another format.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as file:
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             if int(arrays["format"]) != FORMAT:
                 raise BundleError(f"{path}: item encoder format {int(arrays['format'])}, this version reads {FORMAT}")
