@@ -1,0 +1,296 @@
+"""The micro-batcher: who shares a batch, who is dropped, and what happens when the runner fails."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.catalog import CatalogSnapshot
+from service.domain import item_key
+from service.errors import DeadlineExceeded, Overloaded, RunnerError
+from service.inference.batcher import Answer, Batcher
+from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
+from service.inference.features import RequestInputs
+from service.inference.runner import Batch, Decoded
+from service.metrics import Metrics
+
+CATALOG = fake_catalog(50)
+MANIFEST = fake_manifest(slate_size=4, beam_width=2)
+
+
+class Killed(BaseException):
+    """Not an Exception: no batch may swallow it."""
+
+
+class GatedRunner(FakeRunner):
+    """Waits for the gate before each run, and notes the sizes and catalogs of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__(MANIFEST)
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.lengths: list[list[int]] = []
+        self.catalogs: list[CatalogSnapshot] = []
+        self.fails_with: BaseException | None = None
+
+    def run(self, batch: Batch) -> Decoded:
+        self.entered.release()
+        assert self.gate.acquire(timeout=10)
+        self.lengths.append(batch.history_lengths_B.tolist())
+        self.catalogs.append(batch.catalog)
+        if self.fails_with is not None:
+            error, self.fails_with = self.fails_with, None
+            raise error
+        return super().run(batch)
+
+
+def request(num_events: int = 1, now_ms: int = 10**12) -> RequestInputs:
+    return RequestInputs(
+        item_keys_E=np.array([item_key(f"item-{number}") for number in range(num_events)], dtype=np.uint64),
+        timestamps_ms_E=np.zeros(num_events, dtype=np.int64),
+        actions_E=np.ones(num_events, dtype=np.int32),
+        values_E=np.full(num_events, np.nan, dtype=np.float32),
+        now_ms=now_ms,
+    )
+
+
+@asynccontextmanager
+async def batcher_of(runner: FakeRunner, **options: Any) -> AsyncIterator[Batcher]:
+    batcher = Batcher(runner, options.pop("catalog", lambda: CATALOG), Metrics(), **options)
+    try:
+        yield batcher
+    finally:
+        await batcher.close(grace_s=2.0)
+
+
+def soon() -> float:
+    return time.monotonic() + 30
+
+
+async def entered(runner: GatedRunner) -> None:
+    assert await asyncio.to_thread(runner.entered.acquire, timeout=10)
+
+
+async def submitted(batcher: Batcher, *requests: RequestInputs, deadline_s: float | None = None) -> list[Any]:
+    """Tasks whose requests wait in the queue."""
+    tasks = [asyncio.create_task(batcher.submit(one, deadline_s or soon())) for one in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_arrivals_during_a_run_share_the_next_one() -> None:
+    runner = GatedRunner()
+    async with batcher_of(runner, max_batch_size=3) as batcher:
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        others = await submitted(batcher, *(request(length) for length in (2, 3, 4, 5)))
+        assert batcher.queue_depth == 4
+        for _ in range(3):
+            runner.gate.release()
+        answers = await asyncio.gather(first, *others)
+    assert runner.lengths == [[1], [2, 3, 4], [5]]
+    assert all(answer.queue_s >= 0 and answer.inference_s > 0 for answer in answers)
+
+
+async def test_an_idle_worker_waits_for_company_when_told_to() -> None:
+    runner = GatedRunner()
+    runner.gate.release()
+    async with batcher_of(runner, max_batch_size=2, max_wait_s=5.0) as batcher:
+        tasks = await submitted(batcher, request(1))
+        await asyncio.sleep(0.05)
+        tasks += await submitted(batcher, request(2))
+        await asyncio.wait_for(asyncio.gather(*tasks), 2.0)  # a full batch does not wait any longer
+    assert runner.lengths == [[1, 2]]
+
+
+async def test_company_that_does_not_come_is_not_waited_for() -> None:
+    async with batcher_of(FakeRunner(MANIFEST), max_batch_size=8, max_wait_s=0.05) as batcher:
+        began_s = time.monotonic()
+        answer = await batcher.submit(request(), soon())
+        assert 0.04 <= answer.queue_s <= time.monotonic() - began_s
+
+
+async def test_the_expired_are_told_at_once_and_never_computed() -> None:
+    runner = GatedRunner()
+    async with batcher_of(runner) as batcher:
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        [late] = await submitted(batcher, request(2), deadline_s=time.monotonic() + 0.02)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert batcher.queue_depth == 0
+        [last] = await submitted(batcher, request(3))
+        runner.gate.release(2)
+        await asyncio.gather(first, last)
+    assert runner.lengths == [[1], [3]]
+
+
+async def test_a_deadline_that_is_over_already_is_not_run() -> None:
+    runner = GatedRunner()
+    async with batcher_of(runner) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(request(), time.monotonic() - 1)
+    assert runner.lengths == []
+
+
+async def test_a_deadline_during_the_run_leaves_the_others_their_answer() -> None:
+    runner = GatedRunner()
+    async with batcher_of(runner) as batcher:
+        [hurried] = await submitted(batcher, request(1), deadline_s=time.monotonic() + 0.3)
+        await entered(runner)
+        [patient] = await submitted(batcher, request(2))
+        with pytest.raises(DeadlineExceeded):
+            await hurried
+        runner.gate.release(2)
+        assert isinstance(await patient, Answer)
+
+
+async def test_a_cancelled_request_leaves_the_queue() -> None:
+    runner = GatedRunner()
+    async with batcher_of(runner) as batcher:
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        gone, stays = await submitted(batcher, request(2), request(3))
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert batcher.queue_depth == 1
+        runner.gate.release(2)
+        await asyncio.gather(first, stays)
+    assert runner.lengths == [[1], [3]]
+
+
+async def test_a_failed_run_fails_its_batch_and_no_other() -> None:
+    runner = GatedRunner()
+    runner.fails_with = ValueError("a broken graph")
+    async with batcher_of(runner) as batcher:
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        [second] = await submitted(batcher, request(2))
+        runner.gate.release(2)
+        with pytest.raises(RunnerError, match="a broken graph"):
+            await first
+        assert isinstance(await second, Answer)
+        assert batcher.alive
+
+
+async def test_a_bad_request_fails_alone() -> None:
+    runner = GatedRunner()
+    bad = request(2, now_ms=10**30)  # does not fit the array
+    async with batcher_of(runner) as batcher:
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        tasks = await submitted(batcher, request(3), bad, request(4), bad)
+        runner.gate.release(2)
+        await first
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Answer, OverflowError, Answer, OverflowError]
+    assert runner.lengths == [[1], [3, 4]]
+
+
+async def test_a_full_queue_admits_nobody_and_says_when_to_return() -> None:
+    runner = GatedRunner()
+    async with batcher_of(runner, queue_limit=2, max_batch_size=1) as batcher:
+        tasks = await submitted(batcher, request())
+        await entered(runner)
+        tasks += await submitted(batcher, request(), request())
+        with pytest.raises(Overloaded) as unknown_rate:
+            await batcher.submit(request(), soon())
+        assert unknown_rate.value.retry_after_s == 1.0
+        await asyncio.sleep(0.2)
+        runner.gate.release()  # one run of 0.2 s: about ten a second would be two in 0.4 s
+        await tasks[0]
+        await entered(runner)
+        tasks += await submitted(batcher, request())
+        with pytest.raises(Overloaded) as known_rate:
+            await batcher.submit(request(), soon())
+        assert 0.3 < known_rate.value.retry_after_s < 5.0
+        runner.gate.release(3)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_dead_worker_fails_what_waits_and_all_that_comes(caplog: pytest.LogCaptureFixture) -> None:
+    runner = GatedRunner()
+    runner.fails_with = Killed()
+    async with batcher_of(runner) as batcher:
+        [first] = await submitted(batcher, request())
+        await entered(runner)
+        [waiting] = await submitted(batcher, request())
+        runner.gate.release()
+        for task in (first, waiting):
+            with pytest.raises(RunnerError, match="worker is gone"):
+                await asyncio.wait_for(task, 5)
+        assert not batcher.alive
+        with pytest.raises(RunnerError):
+            await batcher.submit(request(), soon())
+    assert "worker died" in caplog.text
+
+
+async def test_one_batch_has_one_catalog() -> None:
+    other = fake_catalog(60)
+    catalogs = iter([CATALOG, other])
+    runner = GatedRunner()
+    async with batcher_of(runner, catalog=lambda: next(catalogs)) as batcher:
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        others = await submitted(batcher, request(2), request(3))
+        runner.gate.release(2)
+        answers = await asyncio.gather(first, *others)
+    assert [answer.snapshot for answer in answers] == [CATALOG, other, other]
+    assert runner.catalogs == [CATALOG, other]
+
+
+async def test_closing_finishes_what_was_admitted_and_admits_no_more() -> None:
+    runner = GatedRunner()
+    batcher = Batcher(runner, lambda: CATALOG, Metrics())
+    [first] = await submitted(batcher, request(1))
+    await entered(runner)
+    [second] = await submitted(batcher, request(2))
+    closing = asyncio.create_task(batcher.close(grace_s=10))
+    await asyncio.sleep(0)
+    with pytest.raises(RunnerError):
+        await batcher.submit(request(3), soon())
+    runner.gate.release(2)
+    await asyncio.gather(closing, first, second)
+    assert runner.lengths == [[1], [2]]
+
+
+async def test_closing_fails_what_does_not_finish_in_time() -> None:
+    runner = GatedRunner()
+    batcher = Batcher(runner, lambda: CATALOG, Metrics())
+    [stuck] = await submitted(batcher, request(1))
+    await entered(runner)
+    await batcher.close(grace_s=0.05)
+    with pytest.raises(RunnerError, match="gone"):
+        await stuck
+    runner.gate.release()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=24), st.integers(1, 8))
+def test_answers_are_those_of_each_request_alone(arrivals: list[tuple[int, int]], max_batch_size: int) -> None:
+    """Whatever the order and the grouping, every request gets what it would get alone."""
+
+    async def each(one: Callable[[RequestInputs], Awaitable[Answer]], pause: int, inputs: RequestInputs) -> list[int]:
+        for _ in range(pause):
+            await asyncio.sleep(0)
+        return (await one(inputs)).item_rows_WK.ravel().tolist()
+
+    async def run() -> None:
+        inputs = [request(length) for length, _ in arrivals]
+        async with batcher_of(FakeRunner(MANIFEST), max_batch_size=1) as alone:
+            expected = [await each(lambda i: alone.submit(i, soon()), 0, one) for one in inputs]
+        async with batcher_of(FakeRunner(MANIFEST), max_batch_size=max_batch_size) as shared:
+            work = [
+                each(lambda i: shared.submit(i, soon()), pause, one)
+                for (_, pause), one in zip(arrivals, inputs, strict=True)
+            ]
+            assert await asyncio.gather(*work) == expected
+
+    asyncio.run(run())
