@@ -56,7 +56,7 @@ class HistoryEmbedding(nn.Module):
         place_BT = lengths_B.unsqueeze(1) - 1 - torch.arange(codes_BTL.shape[1], device=codes_BTL.device)
         x_BTD = x_BTD + self.place(place_BT.clamp(0, self.history_length - 1))
         has_value_BT = ~values_BT.isnan()
-        above_BTN = values_BT.unsqueeze(-1) > nn.functional.embedding(actions_BT, self.edges_AN)
+        above_BTN = values_BT.unsqueeze(-1) >= nn.functional.embedding(actions_BT, self.edges_AN)
         bucket_BT = torch.where(has_value_BT, above_BTN.sum(-1) + 1, 0)
         x_BTD = x_BTD + self.value(actions_BT * self.num_buckets + bucket_BT)
         if self.has_times:

@@ -26,6 +26,8 @@ class Collator:
     ) -> None:
         self._spec = spec
         self._device = device
+        self._prepared = prepared
+        self._row_of_item_N = catalog.row_of_item_N
         self._rows_E = catalog.row_of_item_N[prepared.item_E]
         self._sids_NL = catalog.snapshot.sids_NL
         self._actions_E = prepared.action_E.astype(np.int32) + 1
@@ -49,10 +51,8 @@ class Collator:
 
     def targets(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Rows [B, K], -1 after the target's end, and codes [B, K, L] of the targets, each item once."""
-        place_BK = examples.target_start[:, None] + np.arange(self._spec.slate_size)
-        inside_BK = place_BK < examples.target_end[:, None]
-        rows_BK = np.where(inside_BK, self._rows_E[np.minimum(place_BK, len(self._rows_E) - 1)], -1)
-        rows_BK = _without_repeats(rows_BK)
+        items_BK = self._prepared.target_items(examples)
+        rows_BK = np.where(items_BK >= 0, self._row_of_item_N[items_BK], -1)
         codes_BKL = self._sids_NL[np.maximum(rows_BK, 0)]
         return self._tensor(rows_BK.astype(np.int64)), self._tensor(codes_BKL.astype(np.int64))
 
@@ -75,19 +75,6 @@ class Collator:
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-
-
-def _without_repeats(rows_BK: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Drops an item's later places in a target and closes the gap: a slate never shows an item twice."""
-    kept = np.full_like(rows_BK, -1)
-    count_B = np.zeros(len(rows_BK), dtype=np.int64)
-    all_B = np.arange(len(rows_BK))
-    for place in range(rows_BK.shape[1]):
-        row_B = rows_BK[:, place]
-        is_new_B = (row_B >= 0) & ~(kept == row_B[:, None]).any(1)
-        kept[all_B[is_new_B], count_B[is_new_B]] = row_B[is_new_B]
-        count_B += is_new_B
-    return kept
 
 
 def shuffled_batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> Iterator[Examples]:

@@ -1,0 +1,289 @@
+"""The command `oneslate`: the only module that knows both halves. Each command imports what it needs, and no more."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from service.errors import OneSlateError
+
+if TYPE_CHECKING:
+    from model_export.pipeline import Run
+    from model_export.progress import Progress
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Whole-slate recommendation: from an event log to slates over HTTP.",
+)
+bench_cli = typer.Typer(no_args_is_help=True, help="Measure: rivals in the same run, one JSON line at the end.")
+cli.add_typer(bench_cli, name="bench")
+
+Recipe = Annotated[
+    str, typer.Option("--recipe", "-r", help="Name of a recipe (`demo`, `industrial`, ...) or path of a .toml file.")
+]
+Set = Annotated[
+    list[str], typer.Option("--set", "-s", help="One value of the recipe, as `train.max_epochs=3`; repeatable.")
+]
+Data = Annotated[Path, typer.Option("--data", "-d", help="File or folder of the event log.")]
+Format = Annotated[str, typer.Option("--format", "-f", help="How to read it; default: what the recipe says.")]
+RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Run folder: every stage reads and writes there.")]
+
+
+def main() -> None:
+    """Runs the command line. Exit code 0: done; 1: failed, one line says why; 2: wrong usage."""
+    try:
+        cli()
+    except (OneSlateError, ValueError) as error:
+        fail(str(error), usage=type(error).__name__ == "RecipeError")
+    except OSError as error:
+        fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+
+
+def fail(message: str, *, usage: bool = False) -> None:
+    """Ends with one line on standard error."""
+    line = " ".join(message.split())
+    Console(stderr=True, soft_wrap=True).print(f"error: {line}", style="red", markup=False, highlight=False)
+    sys.exit(2 if usage else 1)
+
+
+def _run(recipe: str, settings: list[str], out: Path, fmt: str = "") -> "Run":
+    from model_export.pipeline import Run
+    from model_export.recipe import load_recipe
+
+    return Run(load_recipe(recipe, settings, **_format(fmt)), out)
+
+
+def _format(fmt: str) -> dict[str, str]:
+    return {"format": fmt} if fmt else {}
+
+
+@cli.command(rich_help_panel="Offline")
+def build(
+    data: Data,
+    recipe: Recipe = "default",
+    fmt: Format = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to put the bundle.")] = Path("bundle"),
+    settings: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+) -> None:
+    """Runs every offline stage, from raw files to a bundle and a report; resumes where it stopped.
+
+    Example: `oneslate build --recipe industrial --data industrial/ --format industrial --out bundles/industrial`
+    """
+    from model_export.pipeline import Run
+    from model_export.recipe import load_recipe
+
+    run = Run.for_build(load_recipe(recipe, settings, **_format(fmt)), data)
+    bundle = run.build(data, out)
+    typer.echo(f"bundle: {bundle}\nreport: {run.folder / 'evaluate' / 'report.md'}")
+
+
+@cli.command(rich_help_panel="Offline")
+def prepare(data: Data, out: RunFolder, recipe: Recipe = "default", fmt: Format = "", settings: Set = []) -> None:  # noqa: B006
+    """Reads an event log: formats, bad rows, sessions, splits.
+
+    Example: `oneslate prepare --data events.csv --format table --out runs/mine`
+    """
+    _run(recipe, settings, out, fmt).prepare(data)
+
+
+@cli.command(rich_help_panel="Offline")
+def tokenize(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:  # noqa: B006
+    """Gives every item its semantic ID, and writes a report on them.
+
+    Example: `oneslate tokenize --out runs/mine --set tokenize.num_levels=4`
+    """
+    _run(recipe, settings, out).tokenize()
+
+
+@cli.command(rich_help_panel="Offline")
+def train(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:  # noqa: B006
+    """Trains the generator; goes on from a checkpoint.
+
+    Example: `oneslate train --out runs/mine --set train.max_epochs=30`
+    """
+    _run(recipe, settings, out).train()
+
+
+@cli.command(rich_help_panel="Offline")
+def evaluate(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:  # noqa: B006
+    """Compares the generator with popularity, co-occurrence and SASRec; ends in a report with plots.
+
+    Example: `oneslate evaluate --out runs/mine`
+    """
+    run = _run(recipe, settings, out)
+    run.evaluate()
+    typer.echo(f"report: {run.folder / 'evaluate' / 'report.md'}")
+
+
+@cli.command(rich_help_panel="Offline")
+def export(
+    out: RunFolder,
+    bundle: Annotated[Path | None, typer.Option(help="Where to put a copy of the bundle.")] = None,
+    recipe: Recipe = "default",
+    settings: Set = [],  # noqa: B006
+) -> None:
+    """Writes the bundle: one ONNX graph from history to slates, checked against the model.
+
+    Example: `oneslate export --out runs/mine --bundle bundles/mine`
+    """
+    typer.echo(f"bundle: {_run(recipe, settings, out).export(bundle)}")
+
+
+@cli.command(rich_help_panel="Online")
+def serve(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to serve; default: ONESLATE_BUNDLE.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: ONESLATE_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: ONESLATE_PORT.")] = None,
+) -> None:
+    """Serves slates over HTTP until SIGINT or SIGTERM. Everything else is set by ONESLATE_* in the environment.
+
+    Example: `ONESLATE_HISTORY__DATA_DIR=data/redis oneslate serve --bundle bundles/mine`
+    """
+    from service.app import serve as serve_app
+    from service.settings import Settings
+
+    given = {"bundle": bundle, "host": host, "port": port}
+    serve_app(Settings.load(**{name: value for name, value in given.items() if value is not None}))
+
+
+@cli.command(rich_help_panel="Online")
+def demo(
+    port: Annotated[int, typer.Option(help="Port of the service.")] = 8000,
+    once: Annotated[bool, typer.Option("--once", help="Stop after printing.")] = False,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Your own log instead of the simulator's.")] = None,
+    fmt: Format = "movielens",
+    settings: Set = [],  # noqa: B006
+) -> None:
+    """Builds a small model, serves it, replays events, and prints two users' slates.
+
+    Examples: `oneslate demo`, `oneslate demo --once --data ml-100k --format movielens`
+    """
+    from model_export.demo import Tour
+    from model_export.pipeline import Run
+    from model_export.progress import Progress
+    from model_export.recipe import load_recipe
+    from service.history.embedded import EmbeddedRedis
+
+    progress = Progress(Console())
+    started_s = time.monotonic()
+    if data is None:
+        data, fmt = _simulated(Path("runs/demo/simulator"), progress), "table"
+    run = Run.for_build(load_recipe("demo", settings, format=fmt), data, progress=progress)
+    bundle = run.build(data)
+    progress.say(f"model built in {time.monotonic() - started_s:.0f} s; starting Redis and the service")
+    environment = {
+        "ONESLATE_BUNDLE": str(bundle),
+        "ONESLATE_PORT": str(port),
+        "ONESLATE_LOG_LEVEL": "warning",
+        "ONESLATE_LOG_FORMAT": "console",
+    }
+    # The default signal would kill this process before it has stopped the others.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with (
+            EmbeddedRedis(run.folder / "redis") as redis_url,
+            _service(environment | {"ONESLATE_HISTORY__URL": redis_url}) as url,
+        ):
+            Tour(url, run.prepare(data), progress.console).run()
+            if not once:
+                progress.say("\nCtrl-C stops the service and its Redis.")
+                signal.pause()
+    except KeyboardInterrupt:
+        progress.say("\nstopped")
+
+
+def _simulated(folder: Path, progress: "Progress") -> Path:
+    from model_export.data.simulator import SimulatorConfig, write_simulation
+
+    done = folder / "done"
+    if not done.exists():
+        progress.say(f"simulating an event log into {folder}")
+        write_simulation(SimulatorConfig(), folder)
+        done.touch()
+    return folder
+
+
+@contextmanager
+def _service(environment: dict[str, str]) -> Iterator[str]:
+    """`oneslate serve` as a process of its own, ready when the block begins and gone when it ends."""
+    import httpx
+
+    url = f"http://127.0.0.1:{environment['ONESLATE_PORT']}"
+    command = [sys.executable, "-c", "import oneslate; oneslate.main()", "serve"]
+    # Its own process group: Ctrl-C reaches this process alone, which then stops the service in order.
+    process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)  # noqa: S603  (our own command)
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise OneSlateError(f"the service ended with code {process.returncode}; its last line says why")
+            try:
+                if httpx.get(f"{url}/readyz", timeout=1.0).status_code == httpx.codes.OK:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        else:
+            raise OneSlateError("the service was not ready within a minute")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+Record = Annotated[bool, typer.Option("--record", help="Append the run to results/ (then `oneslate results`).")]
+
+
+@bench_cli.command("decode")
+def bench_decode(record: Record = False) -> None:
+    """Our graph, our eager model and Hugging Face `generate` with a prefix constraint, interleaved.
+
+    Example: `oneslate bench decode --record`
+    """
+    from loadtests.bench import decode
+
+    decode.run(record=record)
+
+
+@bench_cli.command("http")
+def bench_http(record: Record = False) -> None:
+    """HTTP work alone: fake runner, real Redis, one core for the service.
+
+    Example: `oneslate bench http --record`
+    """
+    from loadtests.bench import http
+
+    http.run(record=record)
+
+
+@cli.command(rich_help_panel="Measuring")
+def results(
+    check: Annotated[bool, typer.Option("--check", help="Only tell whether RESULTS.md is up to date.")] = False,
+) -> None:
+    """Renders RESULTS.md from results/*.jsonl.
+
+    Example: `oneslate results`
+    """
+    from loadtests.bench import results_page
+
+    if not check:
+        typer.echo(results_page.write())
+    elif results_page.PAGE.read_text() != results_page.render():
+        raise OneSlateError("RESULTS.md is out of date: run `oneslate results`")
+
+
+if __name__ == "__main__":
+    main()
