@@ -35,7 +35,7 @@ COPY --from=trainer-packages /opt/oneslate /opt/oneslate
 # A new volume takes over the owner of the folder that it covers.
 RUN install -d -o 10001 -g 10001 /bundles /runs
 USER 10001:10001
-WORKDIR /runs
+WORKDIR /
 ENTRYPOINT ["oneslate"]
 CMD ["--help"]
 

@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from loadtests.bench.connection import Connection, post
+from loadtests.bench.errors import BenchError
 from loadtests.bench.live_service import LiveService, live_service
 from loadtests.bench.result import BenchResult, Row, new_result
 from service.history.embedded import STATE_FILE, EmbeddedRedis
@@ -101,14 +102,14 @@ def run(*, workload: HttpWorkload | None = None, record: bool = False, console: 
     """Measures, prints the table and the JSON line, and appends to `results/http.jsonl` when asked to.
 
     Raises:
-        RuntimeError: fewer than two cores, a wrong answer, or a generator too slow for what it reports.
+        BenchError: fewer than two cores, a wrong answer, or a generator too slow for what it reports.
     """
     console = console or Console()
     result = measure(workload or HttpWorkload(), console)
     result.print_to(console)
     lag_ms = next(row.value for row in result.rows if row.system == "generator")
     if lag_ms > MAX_LAG_MS:
-        raise RuntimeError(f"the generator itself was {lag_ms:.1f} ms late (p99): the open-loop latencies are wrong")
+        raise BenchError(f"the generator itself was {lag_ms:.1f} ms late (p99): the open-loop latencies are wrong")
     if record:
         result.append_to()
     return result
@@ -118,11 +119,11 @@ def measure(workload: HttpWorkload, console: Console) -> BenchResult:
     """Starts Redis and the service, measures every round, stops both.
 
     Raises:
-        RuntimeError: fewer than two cores, or a wrong answer.
+        BenchError: fewer than two cores, or a wrong answer.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise RuntimeError("the HTTP bench needs two cores: one for the service, one for the generator and Redis")
+        raise BenchError("the HTTP bench needs two cores: one for the service, one for the generator and Redis")
     load_average = os.getloadavg()[0]
     os.sched_setaffinity(0, {cores[1]})
     try:
@@ -144,7 +145,7 @@ def _run(bench: "_Bench") -> list[dict[str, Window]]:
     try:
         return uvloop.run(bench.rounds())
     except ExceptionGroup as group:  # of the connections, which as a rule all have the same trouble
-        raise RuntimeError(str(group.exceptions[0])) from group
+        raise BenchError(str(group.exceptions[0])) from group
 
 
 class _Bench:
@@ -199,7 +200,7 @@ class _Bench:
                 ]
                 answer = await client.post("/v1/events", json={"events": events})
                 if {result["status"] for result in answer.raise_for_status().json()["results"]} != {"stored"}:
-                    raise RuntimeError(f"an event of the seed was not stored: {answer.text[:300]}")
+                    raise BenchError(f"an event of the seed was not stored: {answer.text[:300]}")
 
     async def _measure(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
         stages_before = await self._stages()
@@ -213,7 +214,7 @@ class _Bench:
         for stage, (seconds, count) in (await self._stages()).items():
             seconds_before, count_before = stages_before[stage]
             if count - count_before != window.num_requests:
-                raise RuntimeError(f"{window.num_requests} answers, but the service counted {count - count_before}")
+                raise BenchError(f"{window.num_requests} answers, but the service counted {count - count_before}")
             window.stage_s[stage] = (seconds - seconds_before) / window.num_requests
         return window
 
@@ -258,7 +259,7 @@ class _Bench:
         response = await connection.request(self._random.choice(self._requests))
         # Parsing every answer would cost the generator its core.
         if response.status != httpx.codes.OK or b'"source":"model"' not in response.body:
-            raise RuntimeError(f"answer {response.status}: {response.body[:300].decode(errors='replace')}")
+            raise BenchError(f"answer {response.status}: {response.body[:300].decode(errors='replace')}")
 
     async def _stages(self) -> dict[str, tuple[float, float]]:
         """Stage -> seconds and slates so far."""

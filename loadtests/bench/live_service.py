@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import httpx
 
+from loadtests.bench.errors import BenchError
+
 SERVE = (sys.executable, "-c", "import oneslate; oneslate.main()", "serve")
 """`oneslate serve` of this interpreter, wherever its scripts are."""
 
@@ -47,7 +49,7 @@ def live_service(
         timeout_s: How long it may take to get ready.
 
     Raises:
-        RuntimeError: it ended or did not get ready in time; with the end of what it logged.
+        BenchError: it ended or did not get ready in time; with the end of what it logged.
     """
     host, port = "127.0.0.1", _free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONESLATE_")}
@@ -65,7 +67,7 @@ def live_service(
             if trouble := _trouble_getting_ready(process, service, timeout_s):
                 log.seek(0)
                 last_words = log.read()[-2000:].decode(errors="replace")
-                raise RuntimeError(f"the service {trouble}: {last_words}")
+                raise BenchError(f"the service {trouble}: {last_words}")
             yield service
         finally:
             process.terminate()

@@ -1,6 +1,7 @@
 """docker-compose.yml against its schema and against what the containers really contain."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from model_export.recipe import load_recipe
+from oneslate import cli
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,12 +83,30 @@ def test_the_bundle_is_mounted_read_only_where_the_service_looks_and_the_trainer
     assert services["service"]["volumes"] == [f"bundles:{bundle.parent}:ro"]
     trainer = services["trainer"]
     assert f"bundles:{bundle.parent}" in trainer["volumes"]
-    assert trainer["command"][trainer["command"].index("--out") + 1] == str(bundle)
+    *_, build = trainer["command"][0].strip().splitlines()
+    assert build.endswith(f"--out {bundle}")
     # A folder that is itself a mount cannot be replaced in one rename, as bundles are.
     assert bundle.parent != Path("/")
     owned = re.search(r"install -d -o 10001 -g 10001 (.*)", DOCKERFILE)
     assert owned is not None
     assert {mount.split(":")[1] for mount in trainer["volumes"]} == set(owned.group(1).split())
+
+
+def test_the_trainer_runs_commands_that_exist(compose: dict[str, Any], tmp_path: Path) -> None:
+    trainer = compose["services"]["trainer"]
+    assert trainer["entrypoint"] == ["sh", "-ec"]
+    script = trainer["command"][0].replace("/runs/", f"{tmp_path}/").replace("/bundles/", f"{tmp_path}/bundles/")
+    simulate, build = script.strip().splitlines()
+    program, *arguments = shlex.split(simulate)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+    assert any((tmp_path / "simulator").iterdir())
+    program, name, *arguments = shlex.split(build)
+    assert program == "oneslate"
+    command = get_command(cli).commands[name]  # type: ignore[attr-defined]
+    given = command.make_context(name, arguments).params
+    assert given["data"] == tmp_path / "simulator"
+    assert load_recipe(given["recipe"], [], format=given["fmt"])
 
 
 def test_redis_keeps_what_was_acknowledged(compose: dict[str, Any]) -> None:
