@@ -25,7 +25,7 @@ from model_export.tokenizer.kmeans import PRICE_STEPS, BalancedCodebook, balance
 logger = logging.getLogger(__name__)
 
 # the last sweeps are balanced exactly and the best of them is kept; those before are balanced by prices alone
-EXACT_SWEEPS = 2
+EXACT_SWEEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ def assign_catalog(
     codebook_sizes: Sequence[int],
     *,
     plain_iterations: int = 20,
-    balance_iterations: int = 8,
-    refine_sweeps: int = 20,
+    balance_iterations: int = 6,
+    refine_sweeps: int = 24,
     seed: int = 0,
     on_step: Callable[[str], None] = logger.debug,
 ) -> Assignment:

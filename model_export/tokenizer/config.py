@@ -34,9 +34,9 @@ class TokenizerConfig:
     """Co-occurrence counts items at most this many events apart, weighted by one over the distance."""
     kmeans_iterations: int = 20
     """Most iterations of plain k-means at each level."""
-    balance_iterations: int = 8
+    balance_iterations: int = 6
     """Iterations of balanced k-means at each level."""
-    refine_sweeps: int = 20
+    refine_sweeps: int = 24
     """Sweeps that re-assign levels 2..L together after the first, greedy pass."""
     balance_tolerance: int = 1
     """Largest accepted difference between the sizes of two codes of a level; beyond it tokenize fails."""

@@ -15,7 +15,23 @@ from model_export.tokenizer import TokenizerConfig, embed_items
 from service.bundle.item_encoder import ItemEncoder, item_text
 from service.errors import BundleError
 
-WORDS = "red blue green Steel drill hammer nail 10mm été Ünïcode a I drill-bit saw 5".split()
+WORDS = ["red", "blue", "green", "Steel", "drill", "hammer", "nail", "10mm", "été", "Ünïcode", "a", "drill-bit", "saw"]
+    "red",
+    "blue",
+    "green",
+    "Steel",
+    "drill",
+    "hammer",
+    "nail",
+    "10mm",
+    "été",
+    "Ünïcode",
+    "a",
+    "I",
+    "drill-bit",
+    "saw",
+    "5",
+]
 
 
 def item_frame(texts: list[str], embedding: list[list[float] | None] | None = None) -> pl.DataFrame:
@@ -98,7 +114,7 @@ def test_projection_from_text_recovers_a_space_that_text_determines() -> None:
 
 def test_sources_without_material_are_refused() -> None:
     items, segments = events(60)
-    with pytest.raises(ValueError, match="no item of items.parquet has a word"):
+    with pytest.raises(ValueError, match=r"no item of items\.parquet has a word"):
         embed_items(
             TokenizerConfig(),
             item_frame([""] * 60).with_columns(tags=pl.lit([], dtype=pl.List(pl.String))),
@@ -107,13 +123,13 @@ def test_sources_without_material_are_refused() -> None:
         )
     with pytest.raises(ValueError, match="embeddings of one width, none is given"):
         embed_items(TokenizerConfig(source="given"), item_frame(random_texts(60)), items, segments)
+    uneven: list[list[float] | None] = [[1.0], *[[1.0, 2.0]] * 59]
     with pytest.raises(ValueError, match=r"found widths \[1, 2\]"):
-        uneven = [[1.0], *[[1.0, 2.0]] * 59]
         embed_items(TokenizerConfig(source="given"), item_frame(random_texts(60), uneven), items, segments)
     with pytest.raises(ValueError, match="no two items occur together"):
         embed_items(TokenizerConfig(source="collaborative"), item_frame(random_texts(60)), items[:0], segments[:0])
+    vectors: list[list[float] | None] = [[float("nan") if row == 7 else 1.0] for row in range(60)]
     with pytest.raises(ValueError, match="item '7' holds a value that is not finite"):
-        vectors = [[float("nan") if row == 7 else 1.0] for row in range(60)]
         embed_items(TokenizerConfig(source="given"), item_frame(random_texts(60), vectors), items, segments)
 
 
