@@ -18,7 +18,9 @@ BIN := .venv/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip \
 	--disable-pip-version-check install --no-input
 # Of pip's many lines: the downloads from a megabyte up, and what it is about to do.
-SHORTLY := grep --line-buffered -E '^Processing|[0-9] [MG]B\)|^Installing|^Successfully' | cut -c -120 || [ $${PIPESTATUS[0]} -eq 0 ]
+SHORTLY := grep --line-buffered -oE \
+	'^Processing .{1,100}|^ +Downloading .*[0-9] [MG]B\)|^Installing collected packages|^Successfully installed' \
+	|| [ $${PIPESTATUS[0]} -eq 0 ]
 
 help:
 	@echo "make demo    build a small model, serve it on 127.0.0.1:PORT, print slates (ONCE=1: and stop; DATA=... FORMAT=...)"
