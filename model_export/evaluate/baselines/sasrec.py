@@ -153,14 +153,16 @@ class _Trainer:
         return total / max(num_targets, 1)
 
     def _batches(self) -> list[Int]:
-        """Random batches of pieces of like length (pools of 16 batches are sorted), so that little is padding."""
-        pieces, size = self._pieces(), self.config.batch_size
+        """Random batches of about `batch_targets` targets, of pieces of like length, so that little is padding."""
+        pieces, size = self._pieces(), self.config.batch_targets
+        if len(pieces) == 0:
+            return []
         self.rng.shuffle(pieces)
-        batches: list[Int] = []
-        for first in range(0, len(pieces), 16 * size):
-            pool = pieces[first : first + 16 * size]
-            pool = pool[np.argsort(pool[:, 1] - pool[:, 0], kind="stable")]
-            batches += [pool[start : start + size] for start in range(0, len(pool), size)]
+        length = pieces[:, 1] - pieces[:, 0]
+        pool = np.cumsum(length) // (16 * size)
+        pieces = pieces[np.lexsort((length, pool))]
+        batch = np.cumsum(pieces[:, 1] - pieces[:, 0]) // size
+        batches = np.split(pieces, np.flatnonzero(np.diff(batch)) + 1)
         return [batches[place] for place in self.rng.permutation(len(batches))]
 
     def _pieces(self) -> Int:

@@ -34,8 +34,8 @@ class SasRecConfig:
     """Of AdamW, on every weight."""
     warmup_steps: int = 100
     """The learning rate rises linearly over these steps and stays."""
-    batch_size: int = 128
-    """Sequences a step."""
+    batch_targets: int = 768
+    """Targets a step, about: whole pieces of sequences make a batch."""
     max_epochs: int = 60
     """Upper bound; early stopping usually ends before."""
     patience: int = 5
@@ -46,7 +46,7 @@ class SasRecConfig:
     """Of the weights, the order of sequences and dropout."""
 
     def __post_init__(self) -> None:
-        counts = ("width", "num_layers", "num_heads", "feed_forward_width", "max_length", "batch_size", "max_epochs",
+        counts = ("width", "num_layers", "num_heads", "feed_forward_width", "max_length", "batch_targets", "max_epochs",
                   "patience", "max_valid_examples")  # fmt: skip
         for name in counts:
             if getattr(self, name) < 1:

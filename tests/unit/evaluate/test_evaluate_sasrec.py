@@ -14,7 +14,7 @@ from model_export.evaluate.baselines.sasrec_model import SasRecModel, fitted
 from model_export.evaluate.sequences import first_targets
 
 SMALL = {"width": 32, "num_layers": 1, "feed_forward_width": 32, "dropout": 0.0, "learning_rate": 0.01, "max_length": 8,
-         "warmup_steps": 1, "batch_size": 16, "max_epochs": 40, "patience": 10}  # fmt: skip
+         "warmup_steps": 1, "batch_targets": 100, "max_epochs": 40, "patience": 10}  # fmt: skip
 
 
 def hits(recommender, prepared) -> float:
@@ -97,13 +97,14 @@ def test_a_position_sees_only_what_is_before_it():
 def test_every_training_position_is_a_target_exactly_once_an_epoch(make_prepared):
     lengths = [3, 4, 9, 17, 30]
     prepared = make_prepared([list(range(length)) for length in lengths], 30)
-    trainer = _Trainer(
-        SasRecModel(SasRecConfig(width=8, max_length=5), 30), SasRecConfig(width=8, max_length=5), prepared
-    )
+    config = SasRecConfig(width=8, max_length=5, batch_targets=12)
+    trainer = _Trainer(SasRecModel(config, 30), config, prepared)
     expected = sorted((row, place) for row, length in enumerate(lengths) for place in range(1, length - 2))
     for _ in range(3):
         found = []
-        for start, end in trainer._pieces().tolist():
+        batches = trainer._batches()
+        assert len(batches) >= 3, "batches are cut by their number of targets"
+        for start, end in np.concatenate(batches).tolist():
             row = int(np.searchsorted(trainer.start_S, start, side="right")) - 1
             found += [(row, place + 1 - int(trainer.start_S[row])) for place in range(start, end)]
             assert 1 <= end - start <= 5
