@@ -7,11 +7,12 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from service.api.fields import StrictModel
+from service.api.requests import FILTER_BRANCHES
 from service.problems import INVALID_REQUEST, MALFORMED_JSON, UNSUPPORTED_MEDIA_TYPE, FieldError, Problem, ProblemError
 
 _MAX_ERRORS = 20
 _MAX_PART_CHARS = 100
-_UNION_BRANCHES = frozenset({"constrained-str", "FilterBody", "Name"})
+_UNION_BRANCHES = frozenset(FILTER_BRANCHES)
 """Parts of a location that name a branch of a union, not a place in the body."""
 
 Body = TypeVar("Body", bound=StrictModel)
@@ -38,6 +39,9 @@ def problem_of_errors(found: Sequence[Any], *, skip: int = 0) -> Problem:
     """One problem from pydantic's errors; the first `skip` parts of each location are left out."""
     if found[0]["type"] == "json_invalid":
         return Problem(MALFORMED_JSON, found[0]["msg"])
+    # What is wrong with a whole only because of its parts ("too short", once bad items are left out) says nothing new.
+    inner = {error["loc"][:end] for error in found for end in range(len(error["loc"]))}
+    found = [error for error in found if error["loc"] not in inner]
     errors = [FieldError(_pointer(error["loc"][skip:]), error["msg"]) for error in found[:_MAX_ERRORS]]
     first = errors[0]
     detail = f"{first.pointer or 'body'}: {first.detail}"

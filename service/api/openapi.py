@@ -63,7 +63,8 @@ def _add_limits(components: dict[str, Any], serving: Serving) -> None:
     past_action = components["HistoryEvent"]["properties"]["action"]
     past_action["anyOf"][0] = {"type": "string", "enum": actions}
     names = [{"type": "string", "enum": sorted(serving.filters)}] if serving.filters else []
-    body["filter"]["anyOf"] = names + [part for part in body["filter"]["anyOf"] if part.get("type") != "string"]
+    forms = _non_null(body["filter"])
+    forms["oneOf"] = names + [form for form in forms["oneOf"] if form.get("type") != "string"]
     for part in components["FilterBody"]["properties"].values():
         part["maxItems"] = limits.tags
     components["EventsBody"]["properties"]["events"]["maxItems"] = limits.events

@@ -1,8 +1,8 @@
 """Bodies of requests."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.fields import Count, ExternalId, Name, StrictModel, TimestampMs, Value
@@ -50,6 +50,18 @@ class FilterBody(StrictModel):
         return TagFilter(any_of=frozenset(self.any_of), all_of=frozenset(self.all_of), none_of=frozenset(self.none_of))
 
 
+def _filter_branch(value: object) -> str:
+    return FILTER_BRANCHES[0] if isinstance(value, str) else FILTER_BRANCHES[1]
+
+
+FILTER_BRANCHES: Final = ("filter name", "filter tags")
+"""How errors name the two forms of a filter."""
+Filter = Annotated[
+    Annotated[Name, Tag(FILTER_BRANCHES[0])] | Annotated[FilterBody, Tag(FILTER_BRANCHES[1])],
+    Discriminator(_filter_branch),
+]
+
+
 class RecommendBody(StrictModel):
     """Asks for a user's next slate."""
 
@@ -63,7 +75,7 @@ class RecommendBody(StrictModel):
     seen_actions: tuple[Name, ...] | None = Field(
         default=None, description="Only events of these actions count as seen; left out: all."
     )
-    filter: Name | FilterBody | None = Field(default=None, description="A named filter, or tags.")
+    filter: Filter | None = Field(default=None, description="A named filter, or tags.")
     deadline_ms: Annotated[float, Field(ge=1, le=60_000, allow_inf_nan=False)] | None = Field(
         default=None, description="Answer by then, with a popular slate if need be; left out: the service's default."
     )

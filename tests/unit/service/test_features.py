@@ -16,7 +16,12 @@ from service.inference.runner import FIRST_CODE, NO_ROW, PAD_CODE, UNKNOWN_CODE,
 NUM_ITEMS = 40
 CATALOG: CatalogSnapshot = fake_catalog(NUM_ITEMS)
 MANIFEST = fake_manifest(history_length=20)
-FILTERS = [None, TagFilter(any_of=frozenset({"even"})), TagFilter(none_of=frozenset({"even"})), TagFilter(all_of=frozenset({"rare"}))]  # fmt: skip
+FILTERS = [
+    None,
+    TagFilter(any_of=frozenset({"even"})),
+    TagFilter(none_of=frozenset({"even"})),
+    TagFilter(all_of=frozenset({"rare"})),
+]
 
 item_ids = st.integers(0, NUM_ITEMS + 5).map(lambda number: f"item-{number}")  # the last few are unknown
 events = st.tuples(

@@ -1,0 +1,244 @@
+"""Slates over HTTP: a real server, a real Redis, the fake runner."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from live_http import fake_settings, live_client
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.api.answers import HistoryAnswer, RecommendAnswer, VersionAnswer
+from service.bundle import BundledCatalog, write_bundle, write_catalog
+from service.domain import Item
+from service.history.embedded import EmbeddedRedis
+from service.inference.fake_runner import FakeRunner, fake_manifest
+from service.inference.runner import Batch, Decoded
+from service.settings import BatchSettings, FilterSettings
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    filters = {"rare": FilterSettings(all_of=frozenset({"rare"}))}
+    with (
+        EmbeddedRedis(tmp_path_factory.mktemp("redis")) as redis_url,
+        live_client(fake_settings(redis_url, filters=filters)) as client,
+    ):
+        yield client
+
+
+def recommend(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/recommend", json={"user_id": "ann", "slate_size": 5, **body})
+    assert answer.status_code == 200, answer.text
+    RecommendAnswer.model_validate_json(answer.content)
+    members: dict[str, Any] = answer.json()
+    return members
+
+
+def store(client: httpx.Client, user_id: str, *item_ids: str, action: str | None = None) -> None:
+    events = [
+        {
+            "event_id": f"{user_id}-{item_id}-{action}",
+            "user_id": user_id,
+            "item_id": item_id,
+            "timestamp": time.time() - 100 + place,
+            **({"action": action} if action else {}),
+        }
+        for place, item_id in enumerate(item_ids)
+    ]
+    answer = client.post("/v1/events", json={"events": events})
+    assert [result["status"] for result in answer.json()["results"]] == ["stored"] * len(events)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_what_was_acknowledged_is_in_no_later_slate(client: httpx.Client) -> None:
+    seen: set[str] = set()
+    for _ in range(5):
+        answer = recommend(client, user_id="bob", slate_size=10)
+        assert answer["source"] == "model"
+        assert len(set(ids(answer))) == 10
+        assert not seen & set(ids(answer))
+        store(client, "bob", *ids(answer))
+        seen |= set(ids(answer))
+    assert answer["reason"] is None
+
+
+def test_equal_requests_have_equal_slates_and_new_ids(client: httpx.Client) -> None:
+    first, second = recommend(client, user_id="carl"), recommend(client, user_id="carl")
+    assert first["items"] == second["items"]
+    assert first["recommendation_id"] != second["recommendation_id"]
+    assert (first["reason"], first["degraded"]) == ("cold_start", False)
+    assert set(first["took_ms"]) == {"history", "features", "queue", "inference", "total"}
+    assert first["took_ms"]["total"] >= first["took_ms"]["history"] > 0
+
+
+def test_a_history_in_the_request_may_come_in_any_order(client: httpx.Client) -> None:
+    history = [
+        {"item_id": "item-1", "timestamp": 1_700_000_000},
+        {"item_id": "item-2", "timestamp": "2023-11-14T23:13:21+01:00", "action": "watch", "value": 12.5},
+        {"item_id": "item-3", "timestamp": 1_700_000_002.5},
+    ]
+    forward = recommend(client, history=history)
+    backward = recommend(client, history=history[::-1])
+    assert forward["items"] == backward["items"]
+    assert forward["reason"] is None
+    assert not {"item-1", "item-2", "item-3"} & set(ids(forward))
+    other = recommend(client, history=[*history[:2], {**history[2], "item_id": "item-4"}])
+    assert other["items"] != forward["items"]
+
+
+def test_filters_by_name_and_by_tags(client: httpx.Client) -> None:
+    rare = {f"item-{number}" for number in range(0, 1000, 100)}
+    assert set(ids(recommend(client, filter="rare", slate_size=10))) == rare
+    few = recommend(client, filter="rare", slate_size=10, exclude=["item-0", "item-100"])
+    assert set(ids(few)) == rare - {"item-0", "item-100"}
+    assert (few["reason"], few["degraded"]) == ("too_few_items", False)
+    odd = recommend(client, filter={"any_of": ["odd", "no such tag"], "none_of": ["rare"]})
+    assert all(int(item_id.removeprefix("item-")) % 2 for item_id in ids(odd))
+    nothing = recommend(client, filter={"all_of": ["odd", "even"]})
+    assert (nothing["items"], nothing["reason"]) == ([], "too_few_items")
+
+
+def test_a_history_can_be_read_and_forgotten(client: httpx.Client) -> None:
+    user_id = "dora/ü %"
+    path = f"/v1/users/{httpx.URL('http://x').copy_with(path='/' + user_id).raw_path.decode()[1:]}/history"
+    assert client.get(path).json() == {"user_id": user_id, "events": [], "num_seen": 0}
+    store(client, user_id, "item-7", "item-8", action="watch")
+    answer = client.get(path)
+    HistoryAnswer.model_validate_json(answer.content)
+    assert [event["item_id"] for event in answer.json()["events"]] == ["item-7", "item-8"]
+    assert answer.json()["events"][0]["action"] == "watch"
+    assert answer.json()["num_seen"] == 2
+    assert client.delete(path).status_code == 204
+    assert client.get(path).json()["events"] == []
+    assert client.delete(path).status_code == 204
+    assert recommend(client, user_id=user_id)["reason"] == "cold_start"
+
+
+def test_many_clients_at_once_get_what_each_would_get_alone(client: httpx.Client) -> None:
+    for user in range(12):
+        store(client, f"crowd-{user}", *(f"item-{user * 20 + place}" for place in range(user + 1)))
+    alone = {user: recommend(client, user_id=f"crowd-{user}")["items"] for user in range(12)}
+    with ThreadPoolExecutor(12) as pool:
+        shared = list(pool.map(lambda n: (n % 12, recommend(client, user_id=f"crowd-{n % 12}")), range(240)))
+    assert all(answer["items"] == alone[user] for user, answer in shared)
+
+
+def test_metrics_agree_with_what_was_asked(client: httpx.Client) -> None:
+    def slates() -> float:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "oneslate_http_requests_total"
+            and sample.labels == {"method": "POST", "route": "/v1/recommend", "status": "200"}
+        )
+
+    before = slates()
+    for _ in range(7):
+        recommend(client, user_id="a user id that must not be a label")
+    assert slates() - before == 7
+    text = client.get("/metrics").text
+    assert "must not be a label" not in text
+    for name in (
+        "oneslate_recommend_stage_seconds_bucket", "oneslate_batch_size_requests_sum", "oneslate_queue_depth_requests",
+        "oneslate_slates_total", "oneslate_events_total", "oneslate_ready", "oneslate_build_info",
+    ):  # fmt: skip
+        assert f"\n{name}" in text
+
+
+def test_operators_are_told_what_runs(client: httpx.Client) -> None:
+    version = VersionAnswer.model_validate_json(client.get("/version").content)
+    assert (version.provider, version.model_version, version.durability) == ("fake", "fake", "everysec")
+    assert (version.slate_size, version.actions, version.filters) == (10, ["view", "watch"], ["rare"])
+    assert client.get("/livez").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready", "reasons": [], "degraded": []}
+    assert "swagger" in client.get("/docs").text
+
+
+def test_request_ids_are_taken_when_sane_and_made_otherwise(client: httpx.Client) -> None:
+    assert client.get("/livez", headers={"X-Request-ID": "abc-123"}).headers["x-request-id"] == "abc-123"
+    made = client.get("/livez", headers={"X-Request-ID": "no spaces, please"}).headers["x-request-id"]
+    assert len(made) == 32
+    assert client.get("/nowhere", headers={"X-Request-ID": "abc"}).json()["request_id"] == "abc"
+
+
+def test_a_bundle_on_disk_is_served_by_the_fake_runner_too(tmp_path: Path) -> None:
+    items = [Item(item_id=name, title=name.upper(), available=name != "c") for name in "abcd"]
+    catalog = BundledCatalog(items, np.array([[3, 1], [0, 2], [0, 1], [2, 2]], np.int32), np.array([1, 9, 5, 3]))
+    fields = fake_manifest(num_levels=2, slate_size=3, beam_width=2).model_dump(exclude={"files"})
+    write_bundle(
+        tmp_path / "bundle",
+        fields | {"model_version": "m-1"},
+        {"generator.onnx": Path.touch, "catalog.parquet": lambda file: write_catalog(file, catalog)},
+    )
+    with live_client(fake_settings(bundle=tmp_path / "bundle")) as client:
+        answer = recommend(client, slate_size=3)
+        assert answer["model_version"] == "m-1"
+        assert sorted(ids(answer)) == ["a", "b", "d"]
+        sids = {item["item_id"]: item["sid"] for item in answer["items"]}
+        assert sids == {"a": [3, 1], "b": [0, 2], "d": [2, 2]}
+
+
+class GatedRunner(FakeRunner):
+    """Waits for the gate."""
+
+    def __init__(self) -> None:
+        super().__init__(fake_manifest())
+        self.gate = threading.Event()
+        self.gate.set()
+        self.num_runs = 0
+
+    def run(self, batch: Batch) -> Decoded:
+        self.gate.wait(20)
+        self.num_runs += 1
+        return super().run(batch)
+
+
+def test_a_slow_model_is_answered_popular_and_a_full_queue_is_not_admitted() -> None:
+    runner = GatedRunner()
+    settings = fake_settings(batch=BatchSettings(queue_limit=2, max_size=1))
+    with live_client(settings, runner=runner) as client:
+        runner.gate.clear()
+        began_s = time.monotonic()
+        late = recommend(client, deadline_ms=100, exclude=["item-0"])
+        assert 0.09 < time.monotonic() - began_s < 2
+        assert (late["source"], late["degraded"], late["reason"]) == ("popular", True, "deadline")
+        assert ids(late) == [f"item-{number}" for number in range(1, 6)]
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(recommend, client) for _ in range(2)]
+            time.sleep(0.3)
+            refused = client.post("/v1/recommend", json={"user_id": "ann", "slate_size": 5})
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.headers["content-type"] == "application/problem+json"
+            runner.gate.set()
+            assert [one.result()["source"] for one in waiting] == ["model", "model"]
+
+
+def test_nobody_works_for_a_client_that_has_gone() -> None:
+    runner = GatedRunner()
+    with live_client(fake_settings(batch=BatchSettings(max_size=1)), runner=runner) as client:
+        runner.gate.clear()
+        num_before = runner.num_runs
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(recommend, client)
+            time.sleep(0.2)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/recommend", json={"user_id": "gone", "slate_size": 5}, timeout=0.2)
+            time.sleep(0.3)
+            assert "oneslate_queue_depth_requests 0.0" in client.get("/metrics").text
+            runner.gate.set()
+            first.result()
+        recommend(client)
+        assert runner.num_runs - num_before == 2
+        assert 'route="/v1/recommend",status="499"} 1.0' in client.get("/metrics").text
