@@ -16,22 +16,6 @@ from service.bundle.item_encoder import ItemEncoder, item_text
 from service.errors import BundleError
 
 WORDS = ["red", "blue", "green", "Steel", "drill", "hammer", "nail", "10mm", "été", "Ünïcode", "a", "drill-bit", "saw"]
-    "red",
-    "blue",
-    "green",
-    "Steel",
-    "drill",
-    "hammer",
-    "nail",
-    "10mm",
-    "été",
-    "Ünïcode",
-    "a",
-    "I",
-    "drill-bit",
-    "saw",
-    "5",
-]
 
 
 def item_frame(texts: list[str], embedding: list[list[float] | None] | None = None) -> pl.DataFrame:
