@@ -89,7 +89,7 @@ class Tour:
     def _show(self, user: _User) -> None:
         answer = self._post("/v1/recommend", {"user_id": user.user_id, "slate_size": self._prepared.slate_size})
         titles = dict(zip(self._prepared.items["item_id"], self._prepared.items["title"], strict=True))
-        tags = dict(zip(self._prepared.items["item_id"], self._prepared.items["tags"], strict=True))
+        tags = dict(zip(self._prepared.items["item_id"], self._prepared.items["tags"].to_list(), strict=True))
         history = Table(title=f"\nuser {user.user_id}: newest events", title_justify="left", box=None)
         for heading in ("when", "action", "value", "item"):
             history.add_column(heading)

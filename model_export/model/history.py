@@ -11,7 +11,7 @@ from model_export.model.config import GeneratorSpec, ModelConfig
 from model_export.model.experts import FeedForward
 
 NUM_TIME_BUCKETS = 32
-"""Powers of two of a second: the last one holds everything older than 68 years."""
+"""Bucket b holds ages from 2^b - 1 to 2^(b + 1) - 1 seconds; the last one everything older than 68 years."""
 NUM_RESERVED_CODES = 2
 """0 pads, 1 is an item that the catalog does not hold; code c of a sid stands as c + 2."""
 
@@ -38,6 +38,10 @@ class HistoryEmbedding(nn.Module):
             edges_AN[number, : len(edges)] = torch.tensor(edges)
         self.register_buffer("edges_AN", edges_AN, persistent=False)
         self.edges_AN: Tensor
+        # Compared as integers: a float logarithm falls on either side of a power of two, and differently per runtime.
+        age_edges_ms = 1000 * (2 ** torch.arange(1, NUM_TIME_BUCKETS) - 1)
+        self.register_buffer("age_edges_ms", age_edges_ms, persistent=False)
+        self.age_edges_ms: Tensor
 
     def forward(
         self,
@@ -60,9 +64,8 @@ class HistoryEmbedding(nn.Module):
         bucket_BT = torch.where(has_value_BT, above_BTN.sum(-1) + 1, 0)
         x_BTD = x_BTD + self.value(actions_BT * self.num_buckets + bucket_BT)
         if self.has_times:
-            age_s_BT = (now_B.unsqueeze(1) - times_BT).clamp(min=0).to(torch.float32) / 1000
-            bucket_BT = torch.log2(age_s_BT + 1).to(torch.int64).clamp(max=NUM_TIME_BUCKETS - 1)
-            x_BTD = x_BTD + self.age(bucket_BT)
+            age_ms_BT = now_B.unsqueeze(1) - times_BT
+            x_BTD = x_BTD + self.age((age_ms_BT.unsqueeze(-1) >= self.age_edges_ms).sum(-1))
         return x_BTD
 
 
