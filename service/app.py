@@ -197,9 +197,12 @@ def _open_model(settings: Settings, runner: Runner | None) -> tuple[Runner, Cata
         runner = FakeRunner(bundle.manifest, settings.fake.service_time_ms / 1000)
     if runner is None:
         # The fake runner and its tests do without onnxruntime.
+        from service.inference.golden import check_golden  # noqa: PLC0415
         from service.inference.ort_runner import OrtRunner  # noqa: PLC0415
 
         runner = OrtRunner(bundle.manifest, bundle.graph_path(), num_threads=settings.intra_op_threads)
+        num_cases = check_golden(bundle, runner, snapshot)
+        _log.info("%s agrees with its %d golden cases", settings.bundle, num_cases)
     return runner, snapshot
 
 

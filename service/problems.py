@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.errors import FilterError, HistoryUnavailable, OneSlateError, Overloaded, RunnerError
+from service.errors import HistoryUnavailable, OneSlateError, Overloaded
 
 MEDIA_TYPE: Final = "application/problem+json"
 _TYPE_PREFIX: Final = "urn:oneslate:problem:"
@@ -103,8 +103,4 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, HistoryUnavailable):
         # The message names hosts; it goes to the log.
         return Problem(HISTORY_UNAVAILABLE, "The history store did not answer in time; nothing was acknowledged.")
-    if isinstance(error, FilterError):
-        return Problem(INVALID_REQUEST, str(error), [FieldError("/filter", str(error))])
-    if isinstance(error, RunnerError):
-        return Problem(NOT_READY, "The inference worker is gone.")
     return Problem(INTERNAL_ERROR, "The error is logged under the request id.")

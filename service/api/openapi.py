@@ -37,7 +37,15 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description of the application and, when it is up, of what it has in service."""
+    """The description of the application and, when it is up, of what it has in service; made once for each."""
+    serving: Serving | None = app.state.serving
+    described: tuple[Serving | None, dict[str, Any]] | None = getattr(app.state, "described", None)
+    if described is None or described[0] is not serving:
+        app.state.described = described = (serving, _describe(app, serving))
+    return described[1]
+
+
+def _describe(app: FastAPI, serving: Serving | None) -> dict[str, Any]:
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
@@ -46,7 +54,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
     components.update(definitions)
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of 422, which is never answered
         components.pop(unused, None)
-    serving: Serving | None = app.state.serving
     if serving is not None:
         _add_limits(components, serving)
     return schema
