@@ -11,8 +11,8 @@ problem, solved here in two steps:
    chains exist whenever a legal assignment does, so step 2 always ends in exact balance.
 
 A *group* is a prefix of codes: at most `group_capacity` items of one group may share a code, which at the last level
-(capacity 1) is what makes semantic IDs unique. Both steps work on squared distances computed in chunks of
-`CHUNK_ITEMS` rows, so that memory grows with N + V^2 and never with N x V.
+(capacity 1) is what makes semantic IDs unique (see `groups`). Distances are computed in chunks of `CHUNK_ITEMS` rows,
+and prices from a bounded sample, so that memory never grows with N x V.
 
 Shapes: N items, V codes, D width.
 """
