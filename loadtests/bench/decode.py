@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loadtests.bench.decode_systems import Eager, Graph, HuggingFace, System
 from loadtests.bench.decode_workload import DecodeWorkload
+from loadtests.bench.errors import BenchError
 from loadtests.bench.result import BenchResult, Row, new_result
 
 _SGEMM = 2048
@@ -35,7 +36,7 @@ def measure(workload: DecodeWorkload, console: Console) -> BenchResult:
     """Builds the systems and times them.
 
     Raises:
-        RuntimeError: the graph and the eager model disagree on more than a near tie.
+        BenchError: the graph and the eager model disagree on more than a near tie.
     """
     torch.set_num_threads(workload.num_threads)
     console.print("building the systems", highlight=False)
@@ -113,4 +114,4 @@ def _check(systems: dict[str, System]) -> None:
     same = (systems["graph"]() == systems["eager"]()).all(1).float().mean()
     # Random weights leave near ties, which float32 may decide either way; more than a few would be an error.
     if same < 0.8:
-        raise RuntimeError(f"graph and eager model agree on only {same:.0%} of the best slates: nothing to compare")
+        raise BenchError(f"graph and eager model agree on only {same:.0%} of the best slates: nothing to compare")

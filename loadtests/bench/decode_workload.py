@@ -61,7 +61,7 @@ class DecodeWorkload:
             value_edges=((),),
             has_times=True,
         )
-        return Generator(self.model, spec).eval()
+        return Generator(self.model, spec).eval().requires_grad_(False)
 
     def history(self, catalog: CatalogSnapshot, batch_size: int) -> HistoryBatch:
         """Full histories of random items, an hour apart."""
