@@ -33,7 +33,8 @@ class Progress:
                 self._bars.update(self._task, completed=self._done, note=note)
             elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
                 self._last_line = time.monotonic()
-                self._console.print(f"  {self._name} {self._done}/{self._total} {note}", highlight=False)
+                line = f"  {self._name} {self._done}/{self._total} {note}"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -50,4 +51,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from model_export.train.config import TrainConfig
 from service.errors import OneSlateError
 
 RECIPES = Path(__file__).parent / "recipes"
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 Config = TypeVar("Config")
 
@@ -76,11 +77,15 @@ def load_recipe(name: str, settings: Sequence[str] = (), **prepare: Any) -> Reci
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     values = _read(path, ())
+    values["name"] = path.stem
+    recipe = _fill(Recipe, values, str(path))
+    if not settings and not prepare:
+        return recipe
+    # Filled again, so that a mistake on the command line is not blamed on the file.
     for setting in settings:
         _set(values, setting)
     values.setdefault("prepare", {}).update(prepare)
-    values["name"] = path.stem
-    return _fill(Recipe, values, str(path))
+    return _fill(Recipe, values, " ".join(f"--set {setting}" for setting in settings) or str(path))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -96,8 +101,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base_name = values.pop("extends", None)
     if base_name is None:
         return values
-    base = _read(path.with_name(f"{base_name}.toml"), (*seen, path))
-    return _merged(base, values)
+    return _merged(_read(_base_path(path, base_name), (*seen, path)), values)
+
+
+def _base_path(path: Path, name: Any) -> Path:
+    """A recipe named in `extends`: beside the one that extends it, else one of those that come with OneSlate."""
+    if not isinstance(name, str) or not name:
+        raise RecipeError(f"{path}: extends must name a recipe, not {name!r}")
+    beside = path.parent / (name if name.endswith(".toml") else f"{name}.toml")
+    shipped = RECIPES / f"{name}.toml"
+    return shipped if shipped.exists() and not beside.exists() else beside
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -146,12 +159,20 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise RecipeError(f"{where} must be a table, not {value!r}")
         return _fill(kind, value, where)
     if isinstance(value, list):
-        value = tuple(value)
+        value = tuple(_element(kind, one, where) for one in value)
     if isinstance(value, int) and not isinstance(value, bool) and _takes(kind, float) and not _takes(kind, int):
         value = float(value)
-    if not any(_takes(kind, plain) for plain in type(value).__mro__):
+    if not _takes(kind, type(value)):
         raise RecipeError(f"{where} must be {_words(kind)}, not {value!r}")
     return value
+
+
+def _element(kind: Any, value: Any, where: str) -> Any:
+    """A value of a list, checked against the tuple among what the field takes."""
+    for option in (kind, *typing.get_args(kind)):
+        if typing.get_origin(option) is tuple:
+            return _value(typing.get_args(option)[0], value, f"{where}: a value of the list")
+    return value  # the field takes no list at all, as its caller says
 
 
 def _takes(kind: Any, plain: type) -> bool:
@@ -161,12 +182,14 @@ def _takes(kind: Any, plain: type) -> bool:
         return any(_takes(option, plain) for option in typing.get_args(kind))
     if origin is typing.Literal:
         return any(type(option) is plain for option in typing.get_args(kind))
-    if plain is bool or kind is bool:
-        return kind is plain
     return (origin or kind) is plain
 
 
 def _words(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    return str(getattr(kind, "__name__", kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_words(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_words(option) for option in typing.get_args(kind) if option is not types.NoneType)
+    return _WORDS[kind]
