@@ -54,7 +54,7 @@ def assemble(generator: Generator, pieces: dict[str, onnx.ModelProto], max_branc
     for public, value in outputs.items():
         writer.nodes.append(helper.make_node("Identity", [value], [public], name=public))
     graph = helper.make_graph(
-        writer.nodes,
+        _needed(writer.nodes, set(OUTPUTS)),
         "oneslate_generator",
         [_value_info(name, dims) for name in names],
         [helper.make_tensor_value_info(name, _OUTPUT_TYPES[name][0], _shape(name, dims)) for name in OUTPUTS],
@@ -67,6 +67,16 @@ def assemble(generator: Generator, pieces: dict[str, onnx.ModelProto], max_branc
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
         producer_name="oneslate",
     )
+
+
+def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that the wanted values depend on: after its last code nobody reads a beam's suffix any more."""
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
 
 
 def _shape(name: str, dims: dict[str, int]) -> list[str | int]:
