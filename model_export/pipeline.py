@@ -3,11 +3,14 @@
 The way: prepare -> tokenize -> train -> evaluate -> export. Each stage reads what the ones before it wrote.
 """
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from model_export.data import PreparedData, prepare
 from model_export.evaluate import Recommender, Report, evaluate
@@ -20,11 +23,21 @@ from model_export.progress import Progress
 from model_export.recipe import Recipe
 from model_export.tokenizer import Tokenization, tokenize
 from model_export.train import TrainedGenerator, train
+from service.bundle.writer import write_json
 from service.errors import OneSlateError
+
+_SECTIONS = {
+    "prepare": ("prepare",),
+    "tokenize": ("tokenize",),
+    "train": ("model", "train"),
+    "evaluate": ("evaluate", "sasrec"),
+    "export": ("export",),
+}
+"""The stages in their order, and the tables of the recipe that each one reads."""
 
 
 class StageError(OneSlateError, ValueError):
-    """A stage was asked for before the one it needs."""
+    """A stage cannot run: one before it is missing, it was run with other settings, or its output has no place."""
 
 
 class Run:
@@ -40,10 +53,12 @@ class Run:
         cls, recipe: Recipe, data: Path, root: Path = Path("runs"), progress: Progress | None = None
     ) -> "Run":
         """The folder `runs/<recipe>/<hash>`: the hash covers every value of the recipe and the files' state."""
-        return cls(recipe, root / recipe.name / recipe.digest(_state_of(data)), progress)
+        return cls(recipe, root / recipe.name / recipe.digest(_state_of(data, recipe.prepare.items)), progress)
 
     def build(self, data: Path, bundle: Path | None = None) -> Path:
         """Runs every stage that is not done yet, and puts the bundle at `bundle` (default: into the run folder)."""
+        if bundle is not None:
+            _check_place(bundle)  # before hours of work, not after
         self.prepare(data)
         self.tokenize()
         self.train()
@@ -52,10 +67,10 @@ class Run:
 
     def prepare(self, data: Path) -> PreparedData:
         """Reads the log."""
-        with self._stage("prepare") as out:
+        state = hashlib.sha256(_state_of(data, self.recipe.prepare.items).encode()).hexdigest()
+        with self._stage("prepare", data=state) as out:
             if out is not None:
-                prepared = prepare(self.recipe.prepare, data, out)
-                self.progress.say(_indented(prepared.summary()))
+                prepare(self.recipe.prepare, data, out, lambda text: self.progress.say(_indented(text)))
         return self._prepared()
 
     def tokenize(self) -> Tokenization:
@@ -109,15 +124,15 @@ class Run:
         return Report.load(self.folder / "evaluate")
 
     def export(self, bundle: Path | None = None) -> Path:
-        """Writes the bundle."""
+        """Writes the bundle, and a copy of it to `bundle`."""
+        if bundle is not None:
+            _check_place(bundle)
         self._require("prepare", "tokenize", "train")
         with self._stage("export") as out:
             if out is not None:
+                recipe = self._made_with()
                 record = ModelRecord(
-                    name=self.recipe.name,
-                    recipe=self.recipe.resolved(),
-                    metrics=self._metrics(),
-                    seed=self.recipe.train.seed,
+                    name=self.recipe.name, recipe=recipe, metrics=self._metrics(), seed=recipe["train"]["seed"]
                 )
                 parity = export(
                     self.recipe.export,
@@ -139,19 +154,53 @@ class Run:
         return bundle
 
     @contextmanager
-    def _stage(self, name: str, *, resumes: bool = False) -> Iterator[Path | None]:
-        """Gives the stage's folder, or None if the stage is done; what a broken attempt left is removed first."""
-        out, marker = self.folder / name, self.folder / f"{name}.done"
-        if marker.exists():
+    def _stage(self, name: str, *, resumes: bool = False, data: str = "") -> Iterator[Path | None]:
+        """Gives the stage's folder, or None if the stage is done; what a broken attempt left is removed first.
+
+        Raises:
+            StageError: it was done, or begun and would go on, with other settings or (`prepare`) from other data.
+        """
+        out, begun, done = (self.folder / f"{name}{end}" for end in ("", ".begun", ".done"))
+        if done.exists() or (resumes and begun.exists()):
+            self._refuse_other_settings(name, done if done.exists() else begun, data)
+        if done.exists():
             self.progress.say(f"{name}: done already, in {out}")
             yield None
             return
         self.progress.say(f"{name}: {out}")
-        if out.exists() and not resumes:
+        if out.exists() and not (resumes and begun.exists()):
             shutil.rmtree(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        later = list(_SECTIONS)[list(_SECTIONS).index(name) + 1 :]
+        for stage in later:  # they were made from what is about to be replaced
+            (self.folder / f"{stage}.done").unlink(missing_ok=True)
+            (self.folder / f"{stage}.begun").unlink(missing_ok=True)
+        write_json(begun, {**self.recipe.resolved(), "data": data})
         yield out
-        marker.write_text(json.dumps(self.recipe.resolved(), indent=2) + "\n")
+        begun.rename(done)
+
+    def _refuse_other_settings(self, stage: str, marker: Path, data: str) -> None:
+        made, asked = json.loads(marker.read_text()), self.recipe.resolved()
+        change = f"use the same settings, or another --out, or remove {marker}"
+        if made.get("data", data) != data:
+            raise StageError(f"{marker}: {stage} read other data, or they have changed since; {change}")
+        for section in _SECTIONS[stage]:
+            for key, value in asked[section].items():
+                if made[section].get(key) != value:
+                    was = json.dumps(made[section].get(key))
+                    raise StageError(
+                        f"{marker}: was run with {section}.{key} = {was}, not {json.dumps(value)}; {change}"
+                    )
+
+    def _made_with(self) -> dict[str, Any]:
+        """The resolved recipe as the stages ran, which may each have been given its own settings."""
+        recipe = self.recipe.resolved()
+        for stage, sections in _SECTIONS.items():
+            marker = self.folder / f"{stage}.done"
+            if marker.exists():
+                made = json.loads(marker.read_text())
+                recipe |= {section: made[section] for section in sections}
+        return recipe
 
     def _require(self, *stages: str) -> None:
         for stage in stages:
@@ -177,25 +226,49 @@ class Run:
         return {f"{level}/{name}": one.mean for level, values in levels.items() for name, one in values.items()}
 
 
+def _check_place(target: Path) -> None:
+    """StageError where a bundle cannot be put."""
+    if target.exists() and not (target / "manifest.json").exists() and not _is_empty_folder(target):
+        raise StageError(f"{target}: is there already and is no bundle; name another place for the bundle")
+    parent = target.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StageError(f"{target}: cannot be written, because {parent} is no folder that you may write to")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def _copy(source: Path, target: Path) -> None:
-    """Puts a copy of the bundle at `target` in one rename; whatever bundle was there is replaced."""
-    if target.exists() and not (target / "manifest.json").exists():
-        raise StageError(f"{target}: is there already and is no bundle; name another --out")
-    staging = target.with_name(f".{target.name}.copying")
-    shutil.rmtree(staging, ignore_errors=True)
+    """Puts a copy of the bundle at `target`; a reader finds the old one or the new one there, never half of either."""
+    _check_place(target)
+    target = target.resolve()
+    staging, old = (target.with_name(f".{target.name}.{end}") for end in ("copying", "old"))
+    for left_over in (staging, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     staging.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, staging)
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(old)
     staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _state_of(data: Path) -> str:
-    """Names, sizes and times of the data's files: cheap to read, and different once anything changed."""
-    if not data.exists():
-        return f"missing {data}"
-    files = sorted(data.rglob("*")) if data.is_dir() else [data]
-    rows = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+def _state_of(data: Path, items: str = "") -> str:
+    """Names, sizes and times of the data's files: cheap to read, and different once anything changed.
+
+    Names are relative, so that it does not matter from where the data are named.
+    """
+    rows = []
+    for root in (data, *([Path(items)] if items else [])):
+        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        rows += [
+            (file.name if file == root else str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+            if file.is_file()
+        ]
     return json.dumps(rows)
 
 
