@@ -105,6 +105,10 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     onnx.save_model(copy, str(path), save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=1024)
+    # onnx makes it readable to its owner alone, while a service runs as another user.
+    weights = path.with_name(WEIGHTS_FILE)
+    if weights.exists():
+        weights.chmod(path.stat().st_mode)
 
 
 def roomy_branches(max_branch: tuple[int, ...], codebook_sizes: tuple[int, ...]) -> tuple[int, ...]:
