@@ -68,7 +68,6 @@ def _record_search(generator: Generator, problem: int, calls: dict[str, list[tup
     rng = np.random.default_rng(problem)
     catalog = _catalog(spec.codebook_sizes, (11, 17)[problem], rng)
     num_requests, length, num_filters, num_excluded, width = ((3, 5, 2, 4, 6), (4, 7, 3, 5, 8))[problem]
-    length = min(length, spec.history_length)
     history = HistoryBatch(
         codes_BTL=torch.full((num_requests, length, spec.num_levels), 2, dtype=torch.int32),
         actions_BT=torch.ones((num_requests, length), dtype=torch.int32),
