@@ -33,7 +33,8 @@ class HistoryEmbedding(nn.Module):
         self.num_buckets = num_edges + 2
         """Per action: one for no value, and one more than there are edges."""
         self.value = nn.Embedding((spec.num_actions + 1) * self.num_buckets, config.width)
-        edges_AN = torch.full((spec.num_actions + 1, max(num_edges, 1)), torch.inf)
+        # Padded with NaN, which no value reaches: infinity would be reached by an infinite value.
+        edges_AN = torch.full((spec.num_actions + 1, max(num_edges, 1)), torch.nan)
         for number, edges in enumerate(spec.value_edges, start=1):
             edges_AN[number, : len(edges)] = torch.tensor(edges)
         self.register_buffer("edges_AN", edges_AN, persistent=False)
