@@ -1,7 +1,9 @@
 """Feed-forward layers: dense, and a sparse mixture of experts.
 
-Legend: N tokens, D width, F hidden width, E experts, A active experts.
+Legend: N tokens, D width, F hidden width, E experts, A active experts, M spare tokens.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ class MixtureOfExperts(nn.Module):
 
     OneRec (arXiv 2502.18965, section 3.2) puts it in the decoder's feed-forwards. No token is ever dropped for
     capacity. Only the experts that a token chose compute for it: in PyTorch by grouping the tokens by expert, in the
-    exported graph through the operator `com.microsoft.MoE`.
+    exported graph through the operator `com.microsoft.MoE`, where every expert also computes one spare token.
     """
 
     def __init__(self, width: int, hidden: int, num_experts: int, num_active: int) -> None:
@@ -41,6 +43,8 @@ class MixtureOfExperts(nn.Module):
         bound = hidden**-0.5
         self.down_EDF = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-bound, bound))
         self.down_bias_ED = nn.Parameter(torch.zeros(num_experts, width))
+        self.register_buffer("spare_routing_ME", _spare_routing(num_experts, num_active), persistent=False)
+        self.spare_routing_ME: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., D] to [..., D]."""
@@ -65,7 +69,13 @@ class MixtureOfExperts(nn.Module):
         return torch.zeros_like(x_ND, dtype=out.dtype).index_add(0, token, out)
 
     def _fused(self, x_ND: Tensor, router_NE: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(
+        # onnxruntime multiplies a single row with another kernel than several, which sums in another order: an expert
+        # with one token would give it other last bits than with two, and so an answer would depend on who shares the
+        # batch. M spare tokens, dropped afterwards, give every expert one row more.
+        num_spare = len(self.spare_routing_ME)
+        x_ND = torch.cat([x_ND, x_ND.new_zeros(num_spare, x_ND.shape[1])])
+        router_NE = torch.cat([router_NE, self.spare_routing_ME.to(router_NE.dtype)])
+        out_ND = torch.onnx.ops.symbolic(
             "com.microsoft::MoE",
             (x_ND, router_NE, self.up_EFD, self.up_bias_EF, self.down_EDF, self.down_bias_ED),
             {"k": self.num_active, "activation_type": "relu", "normalize_routing_weights": 1},
@@ -73,6 +83,14 @@ class MixtureOfExperts(nn.Module):
             shape=x_ND.shape,
             version=1,
         )
+        return out_ND[:-num_spare]
+
+
+def _spare_routing(num_experts: int, num_active: int) -> Tensor:
+    """Router logits [M, E] of the fewest tokens that reach every expert: A at a time."""
+    num_spare = math.ceil(num_experts / num_active)
+    expert_MA = torch.arange(num_spare * num_active).view(num_spare, num_active) % num_experts
+    return torch.zeros(num_spare, num_experts).scatter(1, expert_MA, 1.0)
 
 
 def feed_forward(width: int, hidden: int, num_experts: int, num_active: int) -> nn.Module:
