@@ -32,22 +32,31 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
         "rng": torch.get_rng_state(),
+        # History dropout and the layers' dropout draw on the model's device.
+        "cuda_rng": torch.cuda.get_rng_state() if _is_on_gpu(model) else None,
     }
     _write(path, state)
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Brings model, optimizer and the random state back; returns the progress."""
-    state = torch.load(path, weights_only=True)
+    # Random states are tensors of the CPU; weights and moments move to where the model is.
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    if _is_on_gpu(model) and state["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"])
     return Progress(**state["progress"])
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> None:
     """Writes the weights alone, in one rename."""
     _write(path, model.state_dict())
+
+
+def _is_on_gpu(model: torch.nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
 
 
 def _write(path: Path, state: Any) -> None:

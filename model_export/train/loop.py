@@ -92,6 +92,9 @@ class Trainer:
         weight_BK = (rows_BK >= 0).to(loss_BKL.dtype)
         weight_BK[:, 0] *= self.config.first_item_weight
         loss = (loss_BKL.mean(2) * weight_BK).sum() / weight_BK.sum()
+        if not loss.isfinite():
+            value = float(loss.detach())
+            raise ValueError(f"the loss of step {self.progress.step} is {value}: lower train.learning_rate")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.max_gradient_norm)
@@ -136,9 +139,9 @@ class Trainer:
         """Forgets rows of epochs that the checkpoint has not reached: they will be run again."""
         file = self.out / METRICS
         if file.exists():
-            rows = [json.loads(line) for line in file.read_text().splitlines()]
-            kept = [row for row in rows if row["epoch"] < self.progress.epoch]
-            file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            # One row an epoch, in order; a row cut short by a crash is of an epoch that no checkpoint has reached.
+            rows = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(rows[: self.progress.epoch]))
 
 
 def _optimizer(generator: Generator, config: TrainConfig) -> torch.optim.AdamW:

@@ -34,7 +34,7 @@ class TrainedGenerator:
         for name in ("codebook_sizes", "value_edges"):
             spec[name] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in spec[name])
         generator = Generator(ModelConfig(**model["config"]), GeneratorSpec(**spec))
-        generator.load_state_dict(torch.load(out / WEIGHTS, weights_only=True))
+        generator.load_state_dict(torch.load(out / WEIGHTS, weights_only=True, map_location="cpu"))
         return cls(generator=generator.eval(), catalog=TrainingCatalog.build(prepared, sids_NL))
 
 

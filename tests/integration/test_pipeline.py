@@ -103,9 +103,10 @@ def test_a_stage_that_broke_in_the_middle_is_redone_from_scratch_and_so_are_the_
         (out / "left over").touch()
         raise Broken
 
-    with monkeypatch.context() as patch, pytest.raises(Broken):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline, stage, dies)
-        run_in(copy)[0].build(log)
+        with pytest.raises(Broken):
+            run_in(copy)[0].build(log)
     assert (copy / stage / "left over").exists()
     assert not (copy / f"{stage}.done").exists()
     run, out = run_in(copy)
@@ -130,9 +131,10 @@ def test_training_that_broke_goes_on_from_its_checkpoint(copy: Path, monkeypatch
         return advance
 
     settings = ("train.checkpoint_every=1", "train.batch_size=256")
-    with monkeypatch.context() as patch, pytest.raises(Broken):
+    with monkeypatch.context() as patch:
         patch.setattr(Progress.Task, "advance", breaks_at(3))
-        run_in(copy, *settings)[0].train()
+        with pytest.raises(Broken):
+            run_in(copy, *settings)[0].train()
     steps: list[int] = []
     monkeypatch.setattr(Progress.Task, "advance", lambda task, steps_=1, note="": steps.append(steps_))
     run_in(copy, *settings)[0].train()
@@ -282,9 +284,10 @@ def test_an_old_bundle_stays_whole_until_the_new_one_is(
         (staging / "half").touch()
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline.shutil, "copytree", full_disk)
-        run_in(copy)[0].build(log, target)
+        with pytest.raises(OSError, match="No space"):
+            run_in(copy)[0].build(log, target)
     assert sorted(file.name for file in target.iterdir()) == ["manifest.json", "only old"]
 
     halves: list[set[str]] = []
