@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -14,7 +15,20 @@ from service.bundle.manifest import Manifest
 from service.domain import Item
 from service.errors import BundleError
 
-CATALOG_COLUMNS = ("item_id", "title", "text", "tags", "group", "available", "num_events", "sid")
+CATALOG_FILE = "catalog.parquet"
+CATALOG_SCHEMA = pa.schema(
+    {
+        "item_id": pa.string(),
+        "title": pa.string(),
+        "text": pa.string(),
+        "tags": pa.list_(pa.string()),
+        "group": pa.string(),
+        "available": pa.bool_(),
+        "num_events": pa.int64(),
+        "sid": pa.list_(pa.int32()),
+    }
+)
+"""Columns of `catalog.parquet`; no cell may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +65,13 @@ class Bundle:
         """The items the model was trained with.
 
         Raises:
-            BundleError: a column is missing or a sid has another length than the manifest says.
+            BundleError: the manifest does not vouch for the file, or it is no table of items; the message says why.
         """
-        file = self.path / "catalog.parquet"
-        table = pq.read_table(file)
-        if missing := [name for name in CATALOG_COLUMNS if name not in table.column_names]:
-            raise BundleError(f"{file}: lacks the column(s) {', '.join(missing)}")
-        columns = [table.column(name).to_pylist() for name in CATALOG_COLUMNS]
+        file = self.path / CATALOG_FILE
+        if CATALOG_FILE not in self.manifest.files:
+            raise BundleError(f"{file}: the manifest does not name it")
+        table = _read_table(file)
+        columns = [table.column(name).to_pylist() for name in CATALOG_SCHEMA.names]
         items = [
             Item(item_id=item_id, title=title, text=text, tags=tuple(tags), group=group, available=available)
             for item_id, title, text, tags, group, available, _, _ in zip(*columns, strict=True)
@@ -83,6 +97,21 @@ def file_sha256(file: Path) -> str:
     """sha256 hex digest of a file, read in pieces."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _read_table(file: Path) -> pa.Table:
+    """The columns of `CATALOG_SCHEMA` in its order and types, every cell filled."""
+    try:
+        table = pq.read_table(file)
+        if missing := [name for name in CATALOG_SCHEMA.names if name not in table.column_names]:
+            raise BundleError(f"{file}: lacks the column(s) {', '.join(missing)}")
+        table = table.select(CATALOG_SCHEMA.names).cast(CATALOG_SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise BundleError(f"{file}: cannot be read: {error}") from error
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count or (pa.types.is_list(column.type) and column.combine_chunks().flatten().null_count):
+            raise BundleError(f"{file}: column {name} has an empty cell")
+    return table
 
 
 def _read_manifest(file: Path) -> Manifest:

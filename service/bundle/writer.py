@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.bundle.manifest import Manifest
-from service.bundle.reader import CATALOG_COLUMNS, BundledCatalog, file_sha256
+from service.bundle.reader import CATALOG_SCHEMA, BundledCatalog, file_sha256
 
 
 def write_bundle(target: Path, fields: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]) -> Manifest:
@@ -46,20 +46,20 @@ def write_bundle(target: Path, fields: Mapping[str, Any], writers: Mapping[str, 
 
 
 def write_catalog(file: Path, catalog: BundledCatalog) -> None:
-    """Writes `catalog.parquet`: one row per item, columns as in `CATALOG_COLUMNS`."""
+    """Writes `catalog.parquet`: one row per item, columns as in `CATALOG_SCHEMA`."""
     items = catalog.items
     assert len(items) == len(catalog.sids_NL) == len(catalog.num_events_N)
     columns: list[Any] = [
-        pa.array([item.item_id for item in items], pa.string()),
-        pa.array([item.title for item in items], pa.string()),
-        pa.array([item.text for item in items], pa.string()),
-        pa.array([list(item.tags) for item in items], pa.list_(pa.string())),
-        pa.array([item.group for item in items], pa.string()),
-        pa.array([item.available for item in items], pa.bool_()),
-        pa.array(catalog.num_events_N, pa.int64()),
-        pa.array(list(catalog.sids_NL), pa.list_(pa.int32())),
+        [item.item_id for item in items],
+        [item.title for item in items],
+        [item.text for item in items],
+        [item.tags for item in items],
+        [item.group for item in items],
+        [item.available for item in items],
+        catalog.num_events_N,
+        list(catalog.sids_NL),
     ]
-    pq.write_table(pa.table(columns, names=list(CATALOG_COLUMNS)), file)
+    pq.write_table(pa.table(columns, schema=CATALOG_SCHEMA), file)
 
 
 def write_json(file: Path, value: object) -> None:
