@@ -1,7 +1,7 @@
 """Multi-head attention in the three forms that the generator needs.
 
-Legend: B batch, Q query positions, T context positions, W beams, S codes written so far, H heads, C head width,
-A = H * C, D width.
+Legend: B batch, Q query positions, T context positions, N beams of all requests, S codes written so far, H heads,
+C head width, A = H * C, D width.
 """
 
 import torch
@@ -45,21 +45,21 @@ class Attention(nn.Module):
         out: Tensor = self.out(out_BHQC.transpose(1, 2).flatten(2))
         return out
 
-    def step(self, x_BWD: Tensor, key_BWSA: Tensor, value_BWSA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, x_ND: Tensor, key_NSA: Tensor, value_NSA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One new code per beam attends to the beam's own codes, itself included.
 
         The suffix is a handful of codes, so products and sums beat a thousand tiny matrix products.
 
         Returns:
-            The output [B, W, D], and keys and values with the new code appended.
+            The output [N, D], and keys and values with the new code appended.
         """
         heads = (self.num_heads, self.head_width)
-        query = self.query(x_BWD).unflatten(-1, heads).unsqueeze(2) * self.head_width**-0.5
-        key_BWSA = torch.cat([key_BWSA, self.key(x_BWD).unsqueeze(2)], 2)
-        value_BWSA = torch.cat([value_BWSA, self.value(x_BWD).unsqueeze(2)], 2)
-        weight_BWSH = (query * key_BWSA.unflatten(-1, heads)).sum(-1).softmax(2)
-        out = (weight_BWSH.unsqueeze(-1) * value_BWSA.unflatten(-1, heads)).sum(2)
-        return self.out(out.flatten(2)), key_BWSA, value_BWSA
+        query_N1HC = self.query(x_ND).unflatten(-1, heads).unsqueeze(1) * self.head_width**-0.5
+        key_NSA = torch.cat([key_NSA, self.key(x_ND).unsqueeze(1)], 1)
+        value_NSA = torch.cat([value_NSA, self.value(x_ND).unsqueeze(1)], 1)
+        weight_NSH = (query_N1HC * key_NSA.unflatten(-1, heads)).sum(-1).softmax(1)
+        out_NHC = (weight_NSH.unsqueeze(-1) * value_NSA.unflatten(-1, heads)).sum(1)
+        return self.out(out_NHC.flatten(1)), key_NSA, value_NSA
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)

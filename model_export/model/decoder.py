@@ -1,6 +1,7 @@
 """The decoder: writes a slate code by code.
 
-Legend: B batch, S codes of the sequence, W beams, T context, H heads, C head width, A = H * C, D width.
+Legend: B batch, S codes of the sequence, W beams, N = B * W beams of all requests, T context, H heads, C head width,
+A = H * C, D width.
 """
 
 import torch
@@ -34,13 +35,15 @@ class DecoderLayer(nn.Module):
         return out
 
     def step(
-        self, x_BWD: Tensor, key_BWSA: Tensor, value_BWSA: Tensor, context: tuple[Tensor, Tensor], bias: Tensor
+        self, x_ND: Tensor, key_NSA: Tensor, value_NSA: Tensor, context: tuple[Tensor, Tensor], bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One code per beam; returns its vector, and keys and values with it appended."""
-        out, key_BWSA, value_BWSA = self.self_attention.step(self.norm_self(x_BWD), key_BWSA, value_BWSA)
-        x_BWD = x_BWD + out
-        x_BWD = x_BWD + self.cross_attention.attend(self.norm_cross(x_BWD), *context, bias)
-        return x_BWD + self.feed_forward(self.norm_feed_forward(x_BWD)), key_BWSA, value_BWSA
+        out_ND, key_NSA, value_NSA = self.self_attention.step(self.norm_self(x_ND), key_NSA, value_NSA)
+        x_ND = x_ND + out_ND
+        # Only here do the beams of a request meet: all of them read one context.
+        x_BWD = self.norm_cross(x_ND).unflatten(0, (bias.shape[0], -1))
+        x_ND = x_ND + self.cross_attention.attend(x_BWD, *context, bias).flatten(0, 1)
+        return x_ND + self.feed_forward(self.norm_feed_forward(x_ND)), key_NSA, value_NSA
 
 
 class SlateDecoder(nn.Module):
@@ -68,11 +71,11 @@ class SlateDecoder(nn.Module):
         return out
 
     def step(
-        self, x_BWD: Tensor, suffix: list[tuple[Tensor, Tensor]], context: list[tuple[Tensor, Tensor]], bias: Tensor
+        self, x_ND: Tensor, suffix: list[tuple[Tensor, Tensor]], context: list[tuple[Tensor, Tensor]], bias: Tensor
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """One code per beam: hidden vectors [B, W, D] and the grown suffix (keys, values [B, W, S + 1, A] a layer)."""
+        """One code per beam: hidden vectors [N, D] and the grown suffix (keys and values [N, S + 1, A] a layer)."""
         grown = []
-        for layer, (key_BWSA, value_BWSA), layer_context in zip(self._stack(), suffix, context, strict=True):
-            x_BWD, *pair = layer.step(x_BWD, key_BWSA, value_BWSA, layer_context, bias)
+        for layer, (key_NSA, value_NSA), layer_context in zip(self._stack(), suffix, context, strict=True):
+            x_ND, *pair = layer.step(x_ND, key_NSA, value_NSA, layer_context, bias)
             grown.append((pair[0], pair[1]))
-        return self.norm(x_BWD), grown
+        return self.norm(x_ND), grown

@@ -4,11 +4,12 @@
 
 Legend: B requests, T history, L levels, W beams in, U beams out, K slate size, S codes of the suffix, R chosen rows
 plus one dummy, C children of a node, V codes of a level, X excluded rows, F filter slots, N items, D width,
-H heads, A = heads x head width, P logprobs so far.
+H heads, A = heads x head width, P logprobs so far, N beams of all requests.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model_export.model import Generator
 from model_export.model.history import NUM_RESERVED_CODES
@@ -41,8 +42,8 @@ class Start(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Encodes and counts.
 
-        Returns bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 1, 0, A], and
-        the context keys and values of every layer.
+        Returns bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 0, A], and the
+        context keys and values of every layer.
         """
         memory_BTD, bias = self.generator.encoder(codes_BTL, actions_BT, times_BT, values_BT, lengths_B, now_B)
         context = self.generator.decoder.context(memory_BTD)
@@ -56,9 +57,9 @@ class Start(nn.Module):
         rows_BWR = node_BW.to(torch.int32).unsqueeze(2) - 1
         trace_BWP = score_BW.unsqueeze(2)
         inner = self.generator.config.num_heads * self.generator.config.head_width
-        suffix_BWSA = trace_BWP[:, :, :0, None].expand(-1, -1, -1, inner)
+        suffix_NSA = trace_BWP[:, 0, :0, None].expand(-1, -1, inner)
         flat = [tensor for pair in context for tensor in pair]
-        return (bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_BWSA, *flat)
+        return (bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_NSA, *flat)
 
 
 class ExcludedCodes(nn.Module):
@@ -133,8 +134,8 @@ class Step(nn.Module):
         Returns scores [B, W, C] and logprobs [B, W, C] of the children, first_BW, and the grown suffix.
         """
         half = len(layers) // 2
-        hidden_BWD, suffix = self.decoder.step(x_BWD, pairs(layers[:half]), pairs(layers[half:]), bias)
-        logits_BWV = hidden_BWD @ head_VD.transpose(0, 1) + head_bias_V
+        hidden_ND, suffix = self.decoder.step(x_BWD.flatten(0, 1), pairs(layers[:half]), pairs(layers[half:]), bias)
+        logits_BWV = F.linear(hidden_ND, head_VD, head_bias_V).unflatten(0, (bias.shape[0], -1))
         first_BW, code_BWC, exists_BWC, legal_BWC = legal_children(
             node_BW,
             rows_BWR,
@@ -211,13 +212,11 @@ class Advance(nn.Module):
         num_beams = rows_BWR.shape[1]
         offset_B1 = torch.arange(parent_BU.shape[0], device=parent_BU.device).unsqueeze(1) * num_beams
         place = (parent_BU + offset_B1).flatten()
-
-        def inherit(tensor: Tensor) -> Tensor:
-            flat = tensor.flatten(0, 1).index_select(0, place)
-            return flat.view(*parent_BU.shape, *tensor.shape[2:])
-
-        trace_BUP = torch.cat([inherit(trace_BWP), logprob_BU.unsqueeze(2)], 2)
-        return (inherit(rows_BWR), trace_BUP, *[inherit(tensor) for tensor in suffix])
+        parent_BU1 = parent_BU.unsqueeze(2)
+        rows_BUR = rows_BWR.gather(1, parent_BU1.expand(-1, -1, rows_BWR.shape[2]))
+        trace_BUP = trace_BWP.gather(1, parent_BU1.expand(-1, -1, trace_BWP.shape[2]))
+        trace_BUP = torch.cat([trace_BUP, logprob_BU.unsqueeze(2)], 2)
+        return (rows_BUR, trace_BUP, *[tensor.index_select(0, place) for tensor in suffix])
 
 
 class AppendRow(nn.Module):
