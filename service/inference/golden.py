@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.bundle import Bundle
 from service.catalog import CatalogSnapshot
@@ -40,13 +40,24 @@ class GoldenCase(BaseModel):
     margin: float
     """Score of the best beam less that of the second."""
 
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> "GoldenCase":
+        events = (self.history_codes, self.history_actions, self.history_times, self.history_values)
+        if len({len(field) for field in events}) > 1:
+            raise ValueError("the fields of the history have different lengths")
+        if len({len(codes) for codes in self.history_codes} | {len(one) for one in self.level_logprobs}) > 1:
+            raise ValueError("history_codes and level_logprobs have different numbers of levels")
+        if len(self.item_rows) != len(self.level_logprobs):
+            raise ValueError("item_rows and level_logprobs have different lengths")
+        return self
+
 
 class GoldenCases(BaseModel):
     """Schema of `golden.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cases: list[GoldenCase]
+    cases: list[GoldenCase] = Field(min_length=1)
 
 
 def check_golden(bundle: Bundle, runner: Runner, snapshot: CatalogSnapshot) -> int:
@@ -63,11 +74,13 @@ def check_golden(bundle: Bundle, runner: Runner, snapshot: CatalogSnapshot) -> i
     file = bundle.path / FILE
     precision = bundle.manifest.graphs["generator"].precision
     tolerance = bundle.manifest.golden_tolerance[precision].logprob_abs
+    if FILE not in bundle.manifest.files:
+        raise BundleError(f"{file}: the manifest does not name it")
     cases = _read(file)
     for number, case in enumerate(cases):
         try:
             decoded = runner.run(case_batch(case, snapshot))
-        except RunnerError as error:
+        except (RunnerError, ValueError, OverflowError) as error:  # numbers that fit no array, or no catalog
             raise BundleError(f"{file}: case {number}: {error}") from error
         num_levels = bundle.manifest.num_levels
         if difference := _difference(case, decoded.item_rows_BWK[0, 0], decoded.level_logprobs_BWKL[0, 0], tolerance):
