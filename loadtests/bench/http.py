@@ -178,8 +178,6 @@ class _Bench:
             rounds.append({SATURATED: saturated, OPEN_LOOP: open_loop, ALONE: alone})
             what = f"round {number} of {self._workload.num_rounds}" if number else "warm-up"
             self._console.print(f"{what}: {rate * 2:,.0f} requests/s")
-        for connection in self._connections:
-            connection.close()
         return rounds[1:]
 
     async def _seed(self) -> None:
@@ -203,6 +201,10 @@ class _Bench:
                     raise BenchError(f"an event of the seed was not stored: {answer.text[:300]}")
 
     async def _measure(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
+        # New ones each time: the service hangs up on a connection that was idle for seconds.
+        self._connections = [
+            await Connection.open(self._service.host, self._service.port) for _ in range(self._workload.num_connections)
+        ]
         stages_before = await self._stages()
         cpu_before = [_cpu_s(process) for process in self._processes]
         began_s = time.perf_counter()
@@ -216,6 +218,8 @@ class _Bench:
             if count - count_before != window.num_requests:
                 raise BenchError(f"{window.num_requests} answers, but the service counted {count - count_before}")
             window.stage_s[stage] = (seconds - seconds_before) / window.num_requests
+        for connection in self._connections:
+            connection.close()
         return window
 
     async def _closed_loop(self, num_connections: int) -> Window:
@@ -235,7 +239,7 @@ class _Bench:
     async def _open_loop(self, rate: float) -> Window:
         """Poisson arrivals at `rate` a second; a request that finds no free connection waits, and its clock runs."""
         window = Window()
-        free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        free: asyncio.Queue[Connection] = asyncio.Queue()
         for connection in self._connections:
             free.put_nowait(connection)
 
