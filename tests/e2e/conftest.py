@@ -1,0 +1,39 @@
+"""One build of a tiny log for all tests of the command."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny_build
+
+
+@dataclass(frozen=True)
+class Built:
+    """A working directory in which `oneslate build` has run, as a user would run it."""
+
+    cwd: Path
+    bundle: Path
+    log: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The demo's recipe on the demo's data, both tiny: so that `oneslate demo` there finds its model built."""
+    cwd = tmp_path_factory.mktemp("home")
+    log = cwd / "runs" / "demo" / "simulator"
+    tiny_build.write_log(log)
+    (log / "done").touch()
+    options = ["--recipe", "demo", "--data", str(log), "--format", "table", "--out", "bundle"]
+    done = tiny_build.oneslate("build", *options, *tiny_build.set_options(), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return Built(cwd=cwd, bundle=cwd / "bundle", log=log, stdout=done.stdout, stderr=done.stderr)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
