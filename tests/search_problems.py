@@ -1,0 +1,349 @@
+"""Small random search problems, and a slow decoder in plain Python and numpy to hold the fast one to.
+
+Legend: B requests, T history, L levels, K items, V codes, W beams, X excluded rows, F filter slots, N items.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model_export.model import Generator, GeneratorSpec, HistoryBatch, ModelConfig
+from service.catalog import CatalogSnapshot
+from service.domain import Item
+
+torch.set_num_threads(1)
+
+CODEBOOK_SIZES = (4, 3, 3)
+HISTORY_LENGTH = 4
+NOW_MS = 1_700_000_000_000
+SCORE_MODES = ("full_softmax", "legal_softmax")
+TOLERANCE = 1e-4
+
+Sequence_ = tuple[int, ...]
+"""Rows of a slate, in order."""
+
+
+@lru_cache(maxsize=64)
+def tiny_generator(
+    num_levels: int,
+    slate_size: int,
+    score_mode: str,
+    *,
+    seed: int = 0,
+    context_free: bool = False,
+    num_experts: int = 1,
+    codebook_sizes: tuple[int, ...] = CODEBOOK_SIZES,
+) -> Generator:
+    """A random generator of width 8 and one layer, its contexts strong enough to change the ranking.
+
+    `context_free`: logits are the heads' biases alone, and few values of them, so that all orders of a set tie and
+    many sets tie with others.
+    """
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        width=8,
+        num_heads=2,
+        head_width=4,
+        encoder_layers=1,
+        decoder_layers=1,
+        feed_forward_width=8,
+        num_experts=num_experts,
+        num_active_experts=min(2, num_experts),
+        dropout=0.1,
+        score_mode=score_mode,  # type: ignore[arg-type]
+    )
+    spec = GeneratorSpec(
+        codebook_sizes=codebook_sizes[:num_levels],
+        slate_size=slate_size,
+        history_length=HISTORY_LENGTH,
+        value_edges=((1.0, 5.0), ()),
+        has_times=True,
+    )
+    generator = Generator(config, spec).eval()
+    with torch.no_grad():
+        for tensor in (generator.start_D, generator.level_LD, generator.position_KD, generator.encoder.start_D):
+            tensor.normal_()
+        for table in generator.code_tables:
+            table.weight.normal_()
+        for head in generator.heads:
+            assert isinstance(head, torch.nn.Linear)
+            if context_free:
+                head.weight.zero_()
+                head.bias.copy_(torch.randint(0, 2, head.bias.shape).float())
+            else:
+                head.weight.normal_()
+    return generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A batch of requests against one catalog."""
+
+    catalog: CatalogSnapshot
+    history: HistoryBatch
+    excluded: tuple[frozenset[int], ...]
+    """Rows, per request."""
+    allowed_FN: npt.NDArray[np.bool_]
+    slots: tuple[int, ...]
+
+    @property
+    def num_requests(self) -> int:
+        """B."""
+        return len(self.slots)
+
+    @property
+    def excluded_BX(self) -> torch.Tensor:
+        """Padded with -1 in front and behind, because the place of the padding must not matter."""
+        width = max((len(rows) for rows in self.excluded), default=0) + 1
+        rows_BX = np.full((self.num_requests, width), -1, dtype=np.int32)
+        for request, rows in enumerate(self.excluded):
+            shift = request % 2 if len(rows) < width else 0
+            rows_BX[request, shift : shift + len(rows)] = sorted(rows, reverse=bool(request % 3))
+        return torch.from_numpy(rows_BX)
+
+    @property
+    def cumsum_FN(self) -> torch.Tensor:
+        """[F, N + 1]."""
+        return torch.from_numpy(np.pad(self.allowed_FN.cumsum(1), ((0, 0), (1, 0))).astype(np.int32))
+
+    def available(self, request: int) -> list[int]:
+        """Rows that the request may be shown."""
+        return [
+            row
+            for row in range(self.catalog.num_items)
+            if self.allowed_FN[self.slots[request], row] and row not in self.excluded[request]
+        ]
+
+    def restrictions(self) -> dict[str, torch.Tensor]:
+        """As `BeamSearch.decode` takes them."""
+        return {
+            "excluded_rows_BX": self.excluded_BX,
+            "filter_slots_B": torch.tensor(self.slots, dtype=torch.int32),
+            "allowed_cumsum_FN": self.cumsum_FN,
+        }
+
+
+def make_catalog(sids: Iterable[Sequence[int]]) -> CatalogSnapshot:
+    """A catalog of the given sids, in any order."""
+    sids_NL = np.array(list(sids), dtype=np.int32)
+    return CatalogSnapshot.build([Item(item_id=f"item-{row}") for row in range(len(sids_NL))], sids_NL)
+
+
+def make_history(
+    events: Sequence[Sequence[tuple[tuple[int, ...], int, int, float]]], num_levels: int, padding: int = 0
+) -> HistoryBatch:
+    """One request per list of (history codes, action, age in ms, value), padded by `padding` places too many.
+
+    Padding holds what must never be read: real codes, actions and values, ages from the future.
+    """
+    lengths = [len(one) for one in events]
+    length = max(1, *lengths) + padding if lengths else 1
+    codes_BTL = np.full((len(events), length, num_levels), 3, dtype=np.int32)
+    actions_BT = np.full((len(events), length), 2, dtype=np.int32)
+    times_BT = np.full((len(events), length), NOW_MS + 77_000, dtype=np.int64)
+    values_BT = np.full((len(events), length), 3.0, dtype=np.float32)
+    for request, one in enumerate(events):
+        for place, (codes, action, age_ms, value) in enumerate(one):
+            codes_BTL[request, place] = codes
+            actions_BT[request, place] = action
+            times_BT[request, place] = NOW_MS - age_ms
+            values_BT[request, place] = value
+    return HistoryBatch(
+        codes_BTL=torch.from_numpy(codes_BTL),
+        actions_BT=torch.from_numpy(actions_BT),
+        times_BT=torch.from_numpy(times_BT),
+        values_BT=torch.from_numpy(values_BT),
+        lengths_B=torch.tensor(lengths, dtype=torch.int32),
+        now_B=torch.full((len(events),), NOW_MS, dtype=torch.int64),
+    )
+
+
+def random_events(
+    rng: np.random.Generator, codebook_sizes: Sequence[int], longest: int
+) -> list[tuple[tuple[int, ...], int, int, float]]:
+    """A history of 0 to `longest` events; some items unknown, some values missing, some ages on a bucket's edge."""
+    events = []
+    for _ in range(rng.integers(0, longest + 1)):
+        known = rng.random() < 0.8
+        codes = tuple(int(rng.integers(0, size)) + 2 if known else 1 for size in codebook_sizes)
+        age_s = 2 ** int(rng.integers(1, 30)) - 1 if rng.random() < 0.5 else int(rng.integers(0, 10**7))
+        value = [float("nan"), float(rng.normal() * 5), 1.0, 5.0][rng.integers(0, 4)]
+        events.append((codes, int(rng.integers(1, 3)), age_s * 1000, value))
+    return events
+
+
+def random_problem(
+    rng: np.random.Generator,
+    codebook_sizes: Sequence[int],
+    num_requests: int,
+    most_items: int,
+    longest_history: int = HISTORY_LENGTH,
+    padding: int = 0,
+) -> Problem:
+    """Any mix of catalog size, filters (the last one lets nothing pass in some problems) and exclusions."""
+    num_drawn = int(rng.integers(1, most_items + 1))
+    sids_NL = np.unique(np.stack([rng.integers(0, size, num_drawn) for size in codebook_sizes], 1), axis=0)
+    catalog = make_catalog(sids_NL)
+    num_filters = int(rng.integers(1, 4))
+    shares_F = rng.choice([0.0, 0.1, 0.5, 1.0], num_filters, p=[0.1, 0.3, 0.3, 0.3])
+    return Problem(
+        catalog=catalog,
+        history=make_history(
+            [random_events(rng, codebook_sizes, longest_history) for _ in range(num_requests)],
+            len(codebook_sizes),
+            padding,
+        ),
+        excluded=tuple(
+            frozenset(np.flatnonzero(rng.random(catalog.num_items) < rng.choice([0.0, 0.2, 0.9])).tolist())
+            for _ in range(num_requests)
+        ),
+        allowed_FN=rng.random((num_filters, catalog.num_items)) < shares_F[:, None],
+        slots=tuple(rng.integers(0, num_filters, num_requests).tolist()),
+    )
+
+
+def one_request(history: HistoryBatch, request: int) -> HistoryBatch:
+    """That request's history as a batch of one, its padding cut off."""
+    length = max(1, int(history.lengths_B[request]))
+    part = slice(request, request + 1)
+    return HistoryBatch(
+        codes_BTL=history.codes_BTL[part, :length],
+        actions_BT=history.actions_BT[part, :length],
+        times_BT=history.times_BT[part, :length],
+        values_BT=history.values_BT[part, :length],
+        lengths_B=history.lengths_B[part],
+        now_B=history.now_B[part],
+    )
+
+
+def repeat_request(history: HistoryBatch, request: int, times: int) -> HistoryBatch:
+    """That request's history as a batch of `times`."""
+    one = one_request(history, request)
+    return HistoryBatch(
+        **{
+            name: getattr(one, name).expand(times, *getattr(one, name).shape[1:]).contiguous()
+            for name in ("codes_BTL", "actions_BT", "times_BT", "values_BT", "lengths_B", "now_B")
+        }
+    )
+
+
+class Oracle:
+    """Scores every slate of one request by teacher forcing, in float64, without a trie, a beam or a tensor of rows."""
+
+    def __init__(self, generator: Generator, problem: Problem, request: int, num_items: int) -> None:
+        self.available = problem.available(request)
+        self.length = min(num_items, len(self.available))
+        self._sids = [tuple(sid) for sid in problem.catalog.sids_NL.tolist()]
+        self._num_levels = generator.spec.num_levels
+        self._legal = generator.config.score_mode == "legal_softmax"
+        self._logits: dict[tuple[Sequence_, tuple[int, ...]], npt.NDArray[np.float64]] = {}
+        if self.length:
+            self._teach(generator, problem.history, request)
+
+    def _teach(self, generator: Generator, history: HistoryBatch, request: int) -> None:
+        slates = list(itertools.permutations(self.available, self.length))
+        codes_BKL = torch.tensor([[self._sids[row] for row in slate] for slate in slates])
+        with torch.inference_mode():
+            levels = generator(repeat_request(history, request, len(slates)), codes_BKL)
+        logits = [level.double().numpy() for level in levels]
+        for number, slate in enumerate(slates):
+            for position, row in enumerate(slate):
+                for level in range(self._num_levels):
+                    key = (slate[:position], self._sids[row][:level])
+                    self._logits.setdefault(key, logits[level][number, position])
+
+    def logprob(self, rows: Sequence_, prefix: tuple[int, ...], code: int) -> float:
+        """Of the next code after whole items and the codes of the item begun."""
+        logits_V = self._logits[rows, prefix]
+        if self._legal:
+            level = len(prefix)
+            children = {sid[level] for sid in self._sids if sid[:level] == prefix}
+            return float(logits_V[code] - np.logaddexp.reduce(logits_V[sorted(children)]))
+        return float(logits_V[code] - np.logaddexp.reduce(logits_V))
+
+    def level_logprobs(self, slate: Sequence_) -> npt.NDArray[np.float64]:
+        """[K, L] of a slate."""
+        return np.array(
+            [
+                [self.logprob(slate[:place], sid[:level], code) for level, code in enumerate(sid)]
+                for place, sid in enumerate(self._sids[row] for row in slate)
+            ]
+        ).reshape(len(slate), self._num_levels)
+
+    def score(self, slate: Sequence_) -> float:
+        """Sum of all logprobs."""
+        return float(self.level_logprobs(slate).sum())
+
+    def all_slates(self) -> dict[Sequence_, float]:
+        """Every ordered slate of full length and its score."""
+        return {slate: self.score(slate) for slate in itertools.permutations(self.available, self.length)}
+
+    def best_of_sets(self) -> list[tuple[float, Sequence_]]:
+        """The slates that remain when at every item's end only the best order of each set goes on, best first.
+
+        No set is ever lost; where three items or more are asked for, the best order of a set may be.
+        """
+        kept: list[tuple[float, Sequence_]] = [(0.0, ())]
+        for _ in range(self.length):
+            best: dict[frozenset[int], tuple[float, Sequence_]] = {}
+            for _score, rows in kept:
+                for row in self.available:
+                    if row not in rows:
+                        grown = (self.score((*rows, row)), (*rows, row))
+                        key = frozenset(grown[1])
+                        best[key] = max(best.get(key, grown), grown)
+            kept = sorted(best.values(), reverse=True)
+        return kept
+
+    def beam_search(self, width: int, ambiguous_gap: float) -> list[tuple[float, Sequence_]] | None:
+        """The search itself, one beam at a time; None where a decision is closer than `ambiguous_gap`.
+
+        W beams inside an item; at the end of the second item and later ones the best 2 W, of which the best order of
+        each set, of which W.
+        """
+        beams: list[tuple[float, Sequence_, tuple[int, ...]]] = [(0.0, (), ())]
+        for position in range(self.length):
+            for level in range(self._num_levels):
+                ends = level == self._num_levels - 1
+                compares = ends and position > 0
+                grown = sorted(self._grow(beams), reverse=True)
+                if _undecided([beam[0] for beam in grown], 2 * width if compares else width, ambiguous_gap):
+                    return None
+                beams = grown[: 2 * width if compares else width]
+                if ends:
+                    finished = [(score, (*rows, self._sids.index(codes)), ()) for score, rows, codes in beams]
+                    distinct = _first_of_each_set(finished, ambiguous_gap) if compares else finished
+                    if distinct is None or _undecided([beam[0] for beam in distinct], width, ambiguous_gap):
+                        return None
+                    beams = distinct[:width]
+        return [(score, rows) for score, rows, _ in beams]
+
+    def _grow(
+        self, beams: list[tuple[float, Sequence_, tuple[int, ...]]]
+    ) -> Iterable[tuple[float, Sequence_, tuple[int, ...]]]:
+        for score, rows, codes in beams:
+            level = len(codes)
+            for code in {
+                self._sids[row][level] for row in self.available if row not in rows and self._sids[row][:level] == codes
+            }:
+                yield score + self.logprob(rows, codes, code), rows, (*codes, code)
+
+
+def _undecided(scores: list[float], width: int, gap: float) -> bool:
+    return len(scores) > width and scores[width - 1] - scores[width] < gap
+
+
+def _first_of_each_set(
+    beams: list[tuple[float, Sequence_, tuple[int, ...]]], gap: float
+) -> list[tuple[float, Sequence_, tuple[int, ...]]] | None:
+    first: dict[frozenset[int], tuple[float, Sequence_, tuple[int, ...]]] = {}
+    for beam in beams:
+        before = first.setdefault(frozenset(beam[1]), beam)
+        if before is not beam and before[0] - beam[0] < gap:
+            return None
+    return list(first.values())
