@@ -27,6 +27,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._waiting: asyncio.Future[Response] | None = None
+        self._lost = asyncio.Event()
 
     @classmethod
     async def open(cls, host: str, port: int) -> "Connection":
@@ -38,6 +39,8 @@ class Connection(asyncio.Protocol):
         """Sends a whole request and waits for its response. ConnectionError when the other side hangs up."""
         assert self._transport is not None, "not open"
         assert self._waiting is None, "one request at a time"
+        if self._lost.is_set():
+            raise ConnectionError("the service hung up on an idle connection")
         self._waiting = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
@@ -45,10 +48,11 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiting = None
 
-    def close(self) -> None:
-        """Hangs up."""
-        assert self._transport is not None
+    async def close(self) -> None:
+        """Hangs up, and waits until that is done: uvloop never closes while a connection is open."""
+        assert self._transport is not None, "not open"
         self._transport.close()
+        await self._lost.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio.Protocol."""
@@ -74,6 +78,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of asyncio.Protocol."""
+        self._lost.set()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(ConnectionError(f"the service hung up: {error or 'end of stream'}"))
 

@@ -166,9 +166,6 @@ class _Bench:
     async def rounds(self) -> list[dict[str, Window]]:
         """Every workload once a round; a first round, not counted, warms everything up."""
         await self._seed()
-        self._connections = [
-            await Connection.open(self._service.host, self._service.port) for _ in range(self._workload.num_connections)
-        ]
         rounds = []
         for number in range(self._workload.num_rounds + 1):
             saturated = await self._measure(lambda: self._closed_loop(self._workload.num_connections))
@@ -201,10 +198,17 @@ class _Bench:
                     raise BenchError(f"an event of the seed was not stored: {answer.text[:300]}")
 
     async def _measure(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
-        # New ones each time: the service hangs up on a connection that was idle for seconds.
-        self._connections = [
-            await Connection.open(self._service.host, self._service.port) for _ in range(self._workload.num_connections)
-        ]
+        self._connections = []
+        try:
+            # New ones each time: the service hangs up on a connection that was idle for seconds.
+            for _ in range(self._workload.num_connections):
+                self._connections.append(await Connection.open(self._service.host, self._service.port))
+            return await self._measure_open(load)
+        finally:
+            for connection in self._connections:
+                await connection.close()
+
+    async def _measure_open(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
         stages_before = await self._stages()
         cpu_before = [_cpu_s(process) for process in self._processes]
         began_s = time.perf_counter()
@@ -213,13 +217,13 @@ class _Bench:
         window.service_cpu_s, window.redis_cpu_s = (
             _cpu_s(process) - before for process, before in zip(self._processes, cpu_before, strict=True)
         )
+        if not window.num_requests:
+            raise BenchError(f"no answer within {self._workload.round_s:g} s: the machine is too busy")
         for stage, (seconds, count) in (await self._stages()).items():
             seconds_before, count_before = stages_before[stage]
             if count - count_before != window.num_requests:
                 raise BenchError(f"{window.num_requests} answers, but the service counted {count - count_before}")
             window.stage_s[stage] = (seconds - seconds_before) / window.num_requests
-        for connection in self._connections:
-            connection.close()
         return window
 
     async def _closed_loop(self, num_connections: int) -> Window:

@@ -4,10 +4,12 @@ import asyncio
 import os
 from io import StringIO
 
+import psutil
 import pytest
 from rich.console import Console
 
 from loadtests.bench.connection import Connection, post
+from loadtests.bench.errors import BenchError
 from loadtests.bench.http import ALONE, OPEN_LOOP, SATURATED, HttpWorkload, measure
 from loadtests.bench.result import BenchResult
 
@@ -17,7 +19,7 @@ def test_a_short_run_reports_every_workload() -> None:
         pytest.skip("needs two cores")
     cores = os.sched_getaffinity(0)
     out = StringIO()
-    workload = HttpWorkload(num_users=10, history_events=100, num_connections=8, num_rounds=2, round_s=0.4)
+    workload = HttpWorkload(num_users=10, history_events=100, num_connections=8, num_rounds=2, round_s=0.8)
     result = measure(workload, Console(file=out))
     result.print_to(Console(file=out))
     assert BenchResult.model_validate_json(out.getvalue().splitlines()[-1]) == result
@@ -34,6 +36,16 @@ def test_a_short_run_reports_every_workload() -> None:
     assert result.ratios["cpu_of_bar"] == max(
         value for (_, system, unit), value in figures.items() if (system, unit) == ("service", "ms CPU a request")
     )
+
+
+def test_a_wrong_answer_ends_in_one_error_and_leaves_nothing_running() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    workload = HttpWorkload(num_users=1, history_events=1, num_connections=4, num_rounds=1, round_s=0.5, slate_size=99)
+    with pytest.raises(BenchError, match="answer 422"):
+        measure(workload, Console(file=StringIO()))
+    assert {child.pid for child in psutil.Process().children(recursive=True)} == before
 
 
 @pytest.mark.parametrize("changes", [{"num_users": 0}, {"round_s": 0}, {"num_rounds": 0}, {"num_connections": -1}])
@@ -60,6 +72,7 @@ async def test_a_response_in_pieces_is_put_together(piece_bytes: int) -> None:
         for body in (b"first", b"", b'{"a": "\r\n\r\n"}'):
             response = await connection.request(post("/x", b"{}", "localhost"))
             assert (response.status, response.body) == (200 + len(body), body)
-        with pytest.raises(ConnectionError, match="hung up"):
-            await connection.request(post("/x", b"{}", "localhost"))
-        connection.close()
+        for _ in range(2):  # under way or before the request: both end
+            with pytest.raises(ConnectionError, match="hung up"):
+                await connection.request(post("/x", b"{}", "localhost"))
+        await connection.close()
