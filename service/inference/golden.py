@@ -118,8 +118,12 @@ def _padded(numbers: list[int], dtype: type[np.signedinteger]) -> npt.NDArray[np
 def _read(file: Path) -> list[GoldenCase]:
     try:
         return GoldenCases.model_validate_json(file.read_bytes()).cases
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise BundleError(f"{file}: cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise BundleError(f"{file}: {where}: {first['msg']}") from error
 
 
 def _difference(
