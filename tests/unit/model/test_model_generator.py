@@ -195,10 +195,13 @@ def test_the_decoder_step_by_step_is_the_decoder_at_once() -> None:
     context = decoder.context(memory_BTD)
     with torch.inference_mode():
         expected_BSD = decoder(x_BSD, context, bias)
-        suffix = [(torch.zeros(2, 1, 0, 15), torch.zeros(2, 1, 0, 15))] * 2
+        # Two beams of each request write the same, so each must agree with its request.
+        suffix = [(torch.zeros(4, 0, 15), torch.zeros(4, 0, 15))] * 2
         for place in range(6):
-            out_B1D, suffix = decoder.step(x_BSD[:, place : place + 1], suffix, context, bias)
-            torch.testing.assert_close(out_B1D[:, 0], expected_BSD[:, place], atol=1e-5, rtol=0)
+            x_ND = x_BSD[:, place].repeat_interleave(2, 0)
+            out_ND, suffix = decoder.step(x_ND, suffix, context, bias)
+            expected_ND = expected_BSD[:, place].repeat_interleave(2, 0)
+            torch.testing.assert_close(out_ND, expected_ND, atol=1e-5, rtol=0)
 
 
 def test_unevenly_sized_codebooks_have_their_own_heads_and_tables() -> None:
