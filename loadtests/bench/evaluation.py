@@ -30,7 +30,8 @@ def evaluation_result(name: str, report: Report) -> BenchResult:
     )
     caveat = (
         f"one seed; {report.data.num_items:,} items, {split.num_examples:,} examples, {split.num_slate_examples:,} of "
-        f"them for slates; repeats of history items: {report.data.repeat_policy}. The generator, from paired intervals: {verdicts}"
+        f"them for slates; repeats of history items: {report.data.repeat_policy}. "
+        f"The generator, from paired intervals: {verdicts}"
     )
     return new_result(f"evaluate-{name}", rows, ratios=ratios, caveat=caveat)
 
