@@ -28,7 +28,7 @@ class ModelConfig:
     """Experts that compute for a token."""
     dropout: float = 0.1
     """Share of activations dropped while training."""
-    score_mode: ScoreMode = "legal_softmax"
+    score_mode: ScoreMode = "full_softmax"
     """`full_softmax`: over the whole codebook; `legal_softmax`: over the codes that the catalog's trie allows."""
 
     def __post_init__(self) -> None:
