@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from model_export.data.simulator import SimulatorConfig, write_simulation
@@ -42,6 +43,17 @@ SETTINGS = (
     "export.num_parity_requests=8",
     "export.num_golden_cases=2",
 )
+
+
+@dataclass(frozen=True)
+class Built:
+    """A working directory in which `oneslate build` has run, as a user would run it."""
+
+    cwd: Path
+    bundle: Path
+    log: Path
+    stdout: str
+    stderr: str
 
 
 def write_log(folder: Path) -> Path:

@@ -1,22 +1,10 @@
 """One build of a tiny log for all tests of the command."""
 
 import socket
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import tiny_build
-
-
-@dataclass(frozen=True)
-class Built:
-    """A working directory in which `oneslate build` has run, as a user would run it."""
-
-    cwd: Path
-    bundle: Path
-    log: Path
-    stdout: str
-    stderr: str
+from tiny_build import Built
 
 
 @pytest.fixture(scope="session")

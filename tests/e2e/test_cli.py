@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_build
 import typer
+from tiny_build import Built
 
 import oneslate
 
@@ -204,7 +205,7 @@ def test_a_port_in_use_is_said_before_the_demo_builds_anything(tmp_path: Path) -
 
 
 @pytest.fixture
-def bundle(built: "Built", tmp_path: Path) -> Path:  # type: ignore[name-defined]  # noqa: F821
+def bundle(built: Built, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built.bundle, tmp_path / "bundle"))
 
 
@@ -238,7 +239,7 @@ def test_a_taken_port_and_nowhere_to_keep_histories_are_one_line_each(bundle: Pa
     assert_one_line(done, 1, "ONESLATE_HISTORY__DATADIR", "ONESLATE_HISTORY__DATA_DIR")
 
 
-def test_a_build_says_what_it_does_and_where_things_are(built: "Built") -> None:  # type: ignore[name-defined]  # noqa: F821
+def test_a_build_says_what_it_does_and_where_things_are(built: Built) -> None:
     bundle, report = built.stdout.splitlines()
     assert bundle == "bundle: bundle"
     assert (built.cwd / report.removeprefix("report: ")).is_file()
@@ -255,7 +256,7 @@ def test_a_build_says_what_it_does_and_where_things_are(built: "Built") -> None:
         assert file.stat().st_mode == (built.bundle / "manifest.json").stat().st_mode, file.name
 
 
-def test_a_second_build_is_over_at_once(built: "Built") -> None:  # type: ignore[name-defined]  # noqa: F821
+def test_a_second_build_is_over_at_once(built: Built) -> None:
     before = (built.bundle / "manifest.json").read_text()
     options = ["--recipe", "demo", "--data", "runs/demo/simulator", "--format", "table", "--out", "bundle"]
     done = run("build", *options, *tiny_build.set_options(), cwd=built.cwd)

@@ -1,0 +1,157 @@
+"""`oneslate demo`: what it prints, that the line it prints works, and that nothing of it stays behind."""
+
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import tiny_build
+from tiny_build import Built
+
+from model_export.data import PreparedData
+
+SLATE_LINE = re.compile(r"^ *(\d) +(.+?) +-\d+\.\d\d +(\d+-\d+-\d+) *$", re.MULTILINE)
+
+
+def words(port: int, *more: str) -> list[str]:
+    return tiny_build.command("demo", "--port", str(port), *more, *tiny_build.set_options())
+
+
+def assert_printed(text: str, built: Built, port: int) -> list[str]:
+    """Two users with history and slate, titles and all; returns the curl line."""
+    assert "Traceback" not in text
+    (folder,) = (built.cwd / "runs" / "demo").glob("*/prepare")
+    prepared = PreparedData.load(folder)
+    titles = set(prepared.items["title"])
+    pieces = re.split(r"^user (?=.*newest events)", text, flags=re.MULTILINE)[1:]
+    assert len(pieces) == 2
+    shown_users = set()
+    for piece in pieces:
+        user_id = piece.split(":")[0]
+        shown_users.add(user_id)
+        assert user_id in set(prepared.user_id_E)
+        history, slate = piece.split(f"user {user_id}: next slate (source model, ")
+        assert sum(title in history for title in titles) >= 3
+        assert " ago" in history
+        rows = SLATE_LINE.findall(slate)
+        assert [row[0] for row in rows] == ["1", "2", "3"]
+        found = [[title for title in titles if row[1].startswith(title)] for row in rows]
+        assert all(found)
+    assert len(shown_users) == 2
+    assert f"http://127.0.0.1:{port}/docs" in text
+    (curl,) = (line.strip() for line in text.splitlines() if line.strip().startswith("curl "))
+    assert f"http://127.0.0.1:{port}/v1/recommend" in curl
+    return shlex.split(curl)
+
+
+def of_this_demo(built: Built) -> list[psutil.Process]:
+    """Processes of the demo's service and of its Redis: those that work in its folders or were told of them."""
+    mine = []
+    for process in psutil.process_iter():
+        try:
+            text = [process.cwd(), *process.cmdline()]
+        except psutil.Error:
+            continue
+        if any(str(built.cwd) in word for word in text):
+            mine.append(process)
+    return mine
+
+
+def eventually(holds: Callable[[], bool], within_s: float) -> bool:
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return holds()
+
+
+def test_once_prints_and_leaves_nothing_running(built: Built, free_port: int) -> None:
+    done = subprocess.run(
+        words(free_port, "--once"), cwd=built.cwd, env=tiny_build.environment(COLUMNS="160"),
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_printed(done.stdout, built, free_port)
+    # The build of the fixture is the demo's own: same recipe, same data.
+    assert done.stdout.count("done already") == 5
+    assert of_this_demo(built) == []
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stays_up_until_a_signal_and_then_stops_what_it_started(
+    built: Built, free_port: int, signal_number: int
+) -> None:
+    process = subprocess.Popen(
+        words(free_port), cwd=built.cwd, env=tiny_build.environment(COLUMNS="160"), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    watchdog = threading.Timer(200, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C" in line:
+                break
+        curl = assert_printed("".join(lines), built, free_port)
+        started = [one for one in of_this_demo(built) if one.pid != process.pid]
+        assert len(started) >= 2  # the service and its Redis
+        assert any("redis-server" in one.name() for one in started)
+        if shutil.which("curl"):
+            answer = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True).stdout
+        else:
+            headers, body = {"content-type": "application/json"}, curl[curl.index("-d") + 1]
+            answer = httpx.post(curl[2], headers=headers, content=body, timeout=30).text
+        assert '"source":"model"' in answer.replace(" ", "")
+        process.send_signal(signal_number)
+        rest = process.stdout.read()
+        assert process.wait(timeout=30) == 0
+        assert "Traceback" not in rest
+        assert eventually(lambda: of_this_demo(built) == [], 5.0), of_this_demo(built)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{free_port}/livez")
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_a_signal_during_the_build_ends_it_without_a_traceback(tmp_path: Path, free_port: int) -> None:
+    log = tmp_path / "runs" / "demo" / "simulator"
+    tiny_build.write_log(log)
+    (log / "done").touch()
+    process = subprocess.Popen(
+        [*words(free_port), "--set", "train.max_epochs=100000", "--set", "train.patience=0"], cwd=tmp_path,
+        env=tiny_build.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    watchdog = threading.Timer(100, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("train:"):
+                break
+        # As a user does: a Ctrl-C that falls into one of torch's late imports can get lost there.
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            eventually(lambda: process.poll() is not None, 20.0)
+        assert process.returncode == 130
+        assert "Traceback" not in process.stdout.read()
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
