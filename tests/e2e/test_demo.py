@@ -124,6 +124,8 @@ def test_it_stays_up_until_a_signal_and_then_stops_what_it_started(
         watchdog.cancel()
         process.kill()
         process.wait()
+        for one in of_this_demo(built):  # a demo that is killed cannot stop what it started
+            one.kill()
         assert process.stdout is not None
         process.stdout.close()
 
