@@ -84,7 +84,7 @@ def build(
     recipe: Recipe = "default",
     fmt: Format = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to put the bundle.")] = Path("bundle"),
-    settings: Set = [],  # noqa: B006  (typer reads the default and never changes it)
+    settings: Set = [],
     record: Record = False,
 ) -> None:
     """Runs every offline stage, from raw files to a bundle and a report; resumes where it stopped.
@@ -104,7 +104,7 @@ def build(
 
 
 @cli.command(rich_help_panel="Offline")
-def prepare(data: Data, out: RunFolder, recipe: Recipe = "default", fmt: Format = "", settings: Set = []) -> None:  # noqa: B006
+def prepare(data: Data, out: RunFolder, recipe: Recipe = "default", fmt: Format = "", settings: Set = []) -> None:
     """Reads an event log: formats, bad rows, sessions, splits.
 
     Example: `oneslate prepare --data events.csv --format table --out runs/mine`
@@ -113,7 +113,7 @@ def prepare(data: Data, out: RunFolder, recipe: Recipe = "default", fmt: Format 
 
 
 @cli.command(rich_help_panel="Offline")
-def tokenize(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:  # noqa: B006
+def tokenize(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:
     """Gives every item its semantic ID, and writes a report on them.
 
     Example: `oneslate tokenize --out runs/mine --set tokenize.num_levels=4`
@@ -122,7 +122,7 @@ def tokenize(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> 
 
 
 @cli.command(rich_help_panel="Offline")
-def train(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:  # noqa: B006
+def train(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:
     """Trains the generator; goes on from a checkpoint.
 
     Example: `oneslate train --out runs/mine --set train.max_epochs=30`
@@ -131,7 +131,7 @@ def train(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> Non
 
 
 @cli.command(rich_help_panel="Offline")
-def evaluate(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:  # noqa: B006
+def evaluate(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:
     """Compares the generator with popularity, co-occurrence and SASRec; ends in a report with plots.
 
     Example: `oneslate evaluate --out runs/mine`
@@ -146,7 +146,7 @@ def export(
     out: RunFolder,
     bundle: Annotated[Path | None, typer.Option(help="Where to put a copy of the bundle.")] = None,
     recipe: Recipe = "default",
-    settings: Set = [],  # noqa: B006
+    settings: Set = [],
 ) -> None:
     """Writes the bundle: one ONNX graph from history to slates, checked against the model.
 
@@ -178,7 +178,7 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="Stop after printing.")] = False,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Your own log instead of the simulator's.")] = None,
     fmt: Format = "movielens",
-    settings: Set = [],  # noqa: B006
+    settings: Set = [],
 ) -> None:
     """Builds a small model, serves it, replays events, and prints two users' slates.
 

@@ -47,25 +47,25 @@ class TokenizerConfig:
         positive = ("num_levels", "text_dim", "collaborative_dim", "max_vocabulary", "window", "kmeans_iterations")
         for name in positive:
             if getattr(self, name) < 1:
-                raise ValueError(f"tokenizer.{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"tokenize.{name} must be at least 1, not {getattr(self, name)}")
         for name in ("balance_iterations", "refine_sweeps", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"tokenizer.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"tokenize.{name} must not be negative, not {getattr(self, name)}")
         if self.balance_tolerance < 1:
-            raise ValueError(f"tokenizer.balance_tolerance must be at least 1, not {self.balance_tolerance}")
+            raise ValueError(f"tokenize.balance_tolerance must be at least 1, not {self.balance_tolerance}")
         if not 0.0 < self.text_weight < 1.0:
-            raise ValueError(f"tokenizer.text_weight must lie between 0 and 1, not {self.text_weight}")
+            raise ValueError(f"tokenize.text_weight must lie between 0 and 1, not {self.text_weight}")
         if self.source not in ("text", "collaborative", "fused", "given"):
-            raise ValueError(f"tokenizer.source must be text, collaborative, fused or given, not {self.source!r}")
+            raise ValueError(f"tokenize.source must be text, collaborative, fused or given, not {self.source!r}")
         if isinstance(self.codebook_size, list | tuple):
             object.__setattr__(self, "codebook_size", tuple(self.codebook_size))
             if len(self.codebook_size) != self.num_levels:
                 raise ValueError(
-                    f"tokenizer.codebook_size names {len(self.codebook_size)} levels, num_levels is {self.num_levels}"
+                    f"tokenize.codebook_size names {len(self.codebook_size)} levels, num_levels is {self.num_levels}"
                 )
         sizes = self.codebook_size if isinstance(self.codebook_size, tuple) else (self.codebook_size,)
         if any(size is not None and size < 1 for size in sizes):
-            raise ValueError(f"tokenizer.codebook_size must be at least 1, not {self.codebook_size}")
+            raise ValueError(f"tokenize.codebook_size must be at least 1, not {self.codebook_size}")
 
     def codebook_sizes(self, num_items: int) -> tuple[int, ...]:
         """Codebook size of every level for a catalog of `num_items`.
@@ -81,7 +81,7 @@ class TokenizerConfig:
         if math.prod(sizes) < num_items:
             raise ValueError(
                 f"{num_items} items do not fit into {' x '.join(map(str, sizes))} = {math.prod(sizes)} semantic IDs: "
-                "raise tokenizer.codebook_size or tokenizer.num_levels"
+                "raise tokenize.codebook_size or tokenize.num_levels"
             )
         return sizes
 

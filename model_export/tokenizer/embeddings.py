@@ -57,7 +57,7 @@ def embed_items(
     }
     if config.source == "text":
         if not has_text_N.any():
-            raise ValueError("tokenizer.source is text, but no item of items.parquet has a word that TF-IDF can use")
+            raise ValueError("tokenize.source is text, but no item of items.parquet has a word that TF-IDF can use")
         vectors_NT = fill_from_neighbours(text_NT, has_text_N, counts_NN)
         encoder = with_projection(base, None, None, vectors_NT)
         return ItemEmbeddings(vectors_ND=vectors_NT, encoder=encoder, facts=facts)
@@ -83,7 +83,7 @@ def source_vectors(
     collaborative_ND = collaborative_vectors(counts_NN, config.collaborative_dim, config.seed)
     has_events_N = has_value(collaborative_ND)
     if not has_events_N.any():
-        raise ValueError(f"tokenizer.source is {config.source}, but no two items occur together in train events")
+        raise ValueError(f"tokenize.source is {config.source}, but no two items occur together in train events")
     if config.source == "collaborative":
         return collaborative_ND, has_events_N
     weights = np.sqrt(np.array([config.text_weight, 1.0 - config.text_weight], np.float32))
@@ -98,7 +98,7 @@ def given_vectors(items: pl.DataFrame) -> tuple[FloatArray, NDArray[np.bool_]]:
     widths = {len(row) for row in rows if row is not None}
     if len(widths) != 1 or widths == {0}:
         found = "none is given" if not widths else f"found widths {sorted(widths)}"
-        raise ValueError(f"tokenizer.source is given: items.parquet needs embeddings of one width, {found}")
+        raise ValueError(f"tokenize.source is given: items.parquet needs embeddings of one width, {found}")
     width = widths.pop()
     vectors_ND = np.array([row if row is not None else [0.0] * width for row in rows], np.float32)
     bad_N = ~np.isfinite(vectors_ND).all(axis=1)
