@@ -175,6 +175,29 @@ def _assert_bucket(generator: Generator, action: int, value: float | None, bucke
     torch.testing.assert_close(found_D - rest_D, expected_D, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("padding", [0, 3])
+def test_places_are_counted_from_the_newest_event(padding: int) -> None:
+    generator = tiny_generator(3, K, "full_softmax")
+    place = generator.encoder.embedding.place.weight.detach()
+    event = ((3, 2, 4), 1, 60_000, 2.0)
+    history = make_history([[event] * 3, [event]], 3, padding)
+    with torch.inference_mode():
+        x_BTD = generator.encoder.embedding(*history.as_args())
+    newest_D = x_BTD[1, 0] - place[0]  # what all these events have in common
+    for at, expected in enumerate((2, 1, 0)):
+        torch.testing.assert_close(x_BTD[0, at] - newest_D, place[expected], atol=1e-5, rtol=0)
+
+
+def test_more_events_than_were_trained_on_share_the_last_place() -> None:
+    generator = tiny_generator(3, K, "full_softmax")
+    place = generator.encoder.embedding.place.weight.detach()
+    history = make_history([[((3, 2, 4), 1, 60_000, 2.0)] * (HISTORY_LENGTH + 2)], 3)
+    with torch.inference_mode():
+        x_TD = generator.encoder.embedding(*history.as_args())[0]
+    torch.testing.assert_close(x_TD[0], x_TD[2])
+    torch.testing.assert_close(x_TD[0] - x_TD[-1], place[HISTORY_LENGTH - 1] - place[0], atol=1e-5, rtol=0)
+
+
 def test_without_times_nothing_depends_on_them() -> None:
     timed = tiny_generator(3, K, "full_softmax")
     torch.manual_seed(0)
