@@ -5,6 +5,7 @@ The way: prepare -> tokenize -> train -> evaluate -> export. Each stage reads wh
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -223,7 +224,12 @@ class Run:
         report = Report.load(self.folder / "evaluate")
         ours = next(one for one in report.splits[-1].recommenders if one.name == report.subject)
         levels = {"item": ours.item, "slate": ours.slate}
-        return {f"{level}/{name}": one.mean for level, values in levels.items() for name, one in values.items()}
+        return {
+            f"{level}/{name}": one.mean
+            for level, values in levels.items()
+            for name, one in values.items()
+            if math.isfinite(one.mean)
+        }
 
 
 def _check_place(target: Path) -> None:

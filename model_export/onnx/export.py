@@ -138,7 +138,7 @@ def slate_statistics(slates: Slates, popularity_N: np.ndarray[tuple[int], np.dty
 
 
 def _parity_examples(prepared: PreparedData, count: int) -> Examples:
-    """Test examples if there are any, else the newest training examples."""
+    """Test examples if there are any, else training examples; evenly spaced over them all."""
     examples = prepared.examples("test")
     if len(examples) == 0:
         examples = prepared.examples("train")

@@ -1,5 +1,8 @@
 """`manifest.json`: everything the model determines and the service must know."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -47,6 +50,8 @@ class Manifest(_Strict):
     model_version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     created: str
     """RFC 3339 time of export."""
+    manifest_sha256: str = ""
+    """Digest of every other field (`manifest_digest`): a changed figure is found like a changed file."""
     files: dict[str, str]
     """File name -> sha256 hex digest, `manifest.json` itself left out."""
     num_levels: int = Field(ge=1, le=16)
@@ -105,3 +110,9 @@ class Manifest(_Strict):
     def action_numbers(self) -> dict[str, int]:
         """Action name -> its number inside the graph, from 1; 0 pads."""
         return {action.name: number for number, action in enumerate(self.actions, start=1)}
+
+
+def manifest_digest(fields: Mapping[str, Any]) -> str:
+    """sha256 hex digest of a manifest's JSON fields but `manifest_sha256`, whatever their order and spacing."""
+    rest = {name: value for name, value in fields.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import Manifest, manifest_digest
 from service.domain import Item
 from service.errors import BundleError
 
@@ -122,8 +122,12 @@ def _read_manifest(file: Path) -> Manifest:
     except (ValueError, OSError) as error:
         raise BundleError(f"{file}: cannot be read: {error}") from error
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise BundleError(f"{file}: {where}: {first['msg']}") from error
+    # After the schema: a field that is missing or misspelt is better said by its name than by a digest.
+    if manifest.manifest_sha256 != manifest_digest(raw):
+        raise BundleError(f"{file}: was changed after it was written (manifest_sha256 does not agree)")
+    return manifest

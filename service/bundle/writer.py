@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import Manifest, manifest_digest
 from service.bundle.reader import CATALOG_SCHEMA, BundledCatalog, file_sha256
 
 
@@ -32,6 +32,7 @@ def write_bundle(target: Path, fields: Mapping[str, Any], writers: Mapping[str, 
         write(staging / name)
     files = {file.name: file_sha256(file) for file in sorted(staging.iterdir())}
     manifest = Manifest.model_validate({**fields, "files": files})
+    manifest = manifest.model_copy(update={"manifest_sha256": manifest_digest(json.loads(manifest.model_dump_json()))})
     (staging / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
     if target.exists():
         old = target.with_name(f".{target.name}.old")
