@@ -1,5 +1,6 @@
 """Renders `RESULTS.md` from `results/*.jsonl`: the one page that every figure of the documentation stands on."""
 
+import tomllib
 from pathlib import Path
 
 from loadtests.bench.result import RESULTS_DIR, ROOT, BenchResult, format_value, read_results
@@ -30,6 +31,9 @@ def render(folder: Path = RESULTS_DIR) -> str:
         runs.sort(key=lambda run: run.date)
         runs.reverse()  # not sort(reverse=True): of two runs in one second the later line comes first
         parts.extend(_section(run) for run in runs)
+        published = folder / "published" / f"{path.stem}.toml"
+        if published.exists():
+            parts.append(_published(published))
     return "\n".join(parts)
 
 
@@ -57,6 +61,19 @@ def _section(run: BenchResult) -> str:
     if run.ratios:
         lines += ["", "| ratio | value |", "|---|---:|"]
         lines += [f"| {_cell(name)} | {format_value(ratio)} |" for name, ratio in run.ratios.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _published(path: Path) -> str:
+    """Other people's figures beside ours: a `note`, `columns`, and a table `systems` of one list of cells each."""
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    columns = values["columns"]
+    lines = ["### Published by others", "", " ".join(values["note"].split()), ""]
+    lines += [f"| system | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for system, cells in values["systems"].items():
+        if len(cells) != len(columns):
+            raise ValueError(f"{path}: {system} has {len(cells)} cells for {len(columns)} columns")
+        lines.append(f"| {_cell(system)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -129,3 +129,19 @@ def test_this_machine_has_a_processor_and_memory() -> None:
 def test_a_shown_value_is_within_half_a_per_mille(value: float) -> None:
     shown = float(format_value(value).replace(",", ""))
     assert shown == pytest.approx(value, rel=5.1e-4)
+
+
+def test_published_figures_stand_below_the_runs_of_their_bench(tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "evaluate-tiny.toml").write_text(
+        'note = "theirs"\ncolumns = ["HR@10"]\n[systems]\n"A | B" = ["0.1"]\n'
+    )
+    assert "theirs" not in render(tmp_path)
+    new_result("evaluate-tiny", [Row(workload="w", system="ours", value=0.2, unit="HR@10")]).append_to(tmp_path)
+    page = render(tmp_path)
+    assert page.index("ours") < page.index("theirs") < page.index("| A \\| B | 0.1 |")
+    (tmp_path / "published" / "evaluate-tiny.toml").write_text(
+        'note = ""\ncolumns = ["HR@10"]\n[systems]\nA = ["1", "2"]\n'
+    )
+    with pytest.raises(ValueError, match="A has 2 cells for 1 columns"):
+        render(tmp_path)
