@@ -20,7 +20,6 @@ from loadtests.bench.result import BenchResult, Row, new_result
 _SGEMM = 2048
 _MIN_WINDOW_S = 0.25
 """A fast system runs as often in a round as this takes, so that one reading spans many scheduler ticks."""
-_PAUSE_S = 0.3
 
 
 def run(*, record: bool = False, console: Console | None = None) -> BenchResult:
@@ -81,8 +80,6 @@ def _interleaved(num_rounds: int, systems: dict[str, System], console: Console) 
         system()
     for number in range(num_rounds):
         for name, system in systems.items():
-            # The threads of the system before spin for a while after its last call; none may pay for another's.
-            time.sleep(_PAUSE_S)
             times[name].append(_seconds(system))
         last = ", ".join(f"{name} {values[-1] * 1000:.1f} ms" for name, values in times.items())
         console.print(f"  round {number + 1}: {last}", highlight=False)

@@ -11,7 +11,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """The context in which a forward pass runs; weights and the optimizer stay float32.
 
     On a CPU `auto` means float32, even with AMX: at the widths that a CPU trains (128) a step took 0.48 s of one core
-    in bfloat16 and 0.26 s in float32, because attention's backward pass has no fast bfloat16 kernel there.
+    in bfloat16 and 0.26 s in float32 (docs/decisions/0006).
     """
     pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bfloat16" or (precision == "auto" and pays):
