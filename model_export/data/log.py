@@ -18,6 +18,17 @@ GIVEN_SCHEMA = pl.Schema({"segment_key": pl.Int64(), "part": pl.Int8(), "last_on
 """Further event columns of a format that brings its own split. `segment_key`: events that share it form a segment;
 `part`: 0 train, 1 valid, 2 test; `last_only`: only the segment's last event is a target, the others are its history."""
 
+IMPRESSION_SCHEMA = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "item_id": pl.String(),
+        "timestamp_ms": pl.Int64(),
+        "session_id": pl.String(),
+        "position": pl.Int32(),
+    }
+)
+"""What was shown; beside these columns a Float32 column per signal, 0 to 1."""
+
 ITEM_SCHEMA = pl.Schema(
     {
         "item_id": pl.String(),
@@ -39,6 +50,10 @@ class EventLog:
     """`EVENT_SCHEMA`, and `GIVEN_SCHEMA` where the split is given; in the order of the files."""
     items: pl.DataFrame | None = None
     """`ITEM_SCHEMA`, in the order of the file, each id once; None where the format has no item file."""
+    impressions: pl.DataFrame | None = None
+    """`IMPRESSION_SCHEMA` and `signals`, in the order of the files; None where the log does not tell what was shown."""
+    signals: tuple[str, ...] = ()
+    """What is known of each impression: names of further columns of `impressions`."""
     default_action: str = "view"
     units: dict[str, str] = field(default_factory=dict)
     """Unit of `value` per action, where the format says so."""

@@ -18,6 +18,7 @@ from model_export.data.config import PrepareConfig
 from model_export.data.core import filter_events
 from model_export.data.errors import DataError
 from model_export.data.examples import Examples, Timeline, build_examples
+from model_export.data.feedback import Feedback, build_feedback
 from model_export.data.formats import READERS
 from model_export.data.inputs import Inputs
 from model_export.data.items import build_catalog
@@ -148,6 +149,7 @@ def _assemble(
     layout = _lay_out(log, events, config)
     timeline = layout.timeline
     actions, action_E = _number_actions(log, events, timeline.part_E, config)
+    feedback = build_feedback(log, events, items, layout.split_cuts_ms, config)
     share = repeat_share(timeline.segment_E, _int64(events["item"]), timeline.part_E == TRAIN)
     return PreparedData(
         user_id_E=events["user_id"],
@@ -161,6 +163,7 @@ def _assemble(
         items=items,
         splits=layout.splits,
         rejects=rejects,
+        feedback=feedback,
         meta=_plain_json(
             {
                 "format_version": FORMAT_VERSION,
@@ -172,7 +175,8 @@ def _assemble(
                 **layout.choices(),
                 "repeat_policy": choose_repeat_policy(share, config),
                 "repeat_share": share,
-                "counts": _count(events, items, rejects, timeline.session_E, layout.splits),
+                "counts": _count(events, items, rejects, timeline.session_E, layout.splits)
+                | _count_feedback(log, feedback),
                 "data_sha256": data_sha256,
                 "config": asdict(config),
             }
@@ -234,3 +238,15 @@ def _count(
         "sessions": int(session_E[-1]) + 1,
         "rejects": rejects.height,
     } | {f"{name}_examples": len(splits[name]) for name in PARTS}
+
+
+def _count_feedback(log: EventLog, feedback: Feedback | None) -> dict[str, int]:
+    """Counts of what was shown; none where the log does not tell."""
+    if log.impressions is None:
+        return {}
+    used = 0 if feedback is None else feedback.num_impressions
+    return {
+        "impressions": used,
+        "impressions_left_out": log.impressions.height - used,
+        "visits": 0 if feedback is None else feedback.num_visits,
+    }

@@ -3,6 +3,7 @@
 Shapes: E events, N examples, K slate size.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ import polars as pl
 from model_export.data.actions import Action
 from model_export.data.errors import DataError
 from model_export.data.examples import Examples, target_items
+from model_export.data.feedback import Feedback
+from model_export.data.refitting import refitted
 from model_export.data.rejects import SCHEMA as REJECT_SCHEMA
-from model_export.data.splits import PARTS, TRAIN
+from model_export.data.splits import PARTS, TRAIN, VALID
 
 FORMAT_VERSION = 1
 FILES = ("meta.json", "events.parquet", "items.parquet", "examples.parquet", "rejects.jsonl")
+FEEDBACK_FILE = "feedback.parquet"
+"""Only where the log tells what was shown."""
 EXAMPLE_COLUMNS = ("segment", "history_start", "history_end", "target_start", "target_end")
 
 
@@ -52,6 +57,8 @@ class PreparedData:
     """Bad rows: `file, line, reason, row`."""
     meta: dict[str, Any]
     """As in `meta.json`."""
+    feedback: Feedback | None = None
+    """What was shown and what came of it; None where the log does not tell."""
 
     @property
     def num_items(self) -> int:
@@ -92,6 +99,36 @@ class PreparedData:
         """Item indexes of the targets `[N, K]`, each item once in its first place; -1 pads."""
         return target_items(self.item_E.astype(np.int64), examples, self.slate_size)
 
+    def refit(self) -> "PreparedData":
+        """Train and validation together: for the fit behind a test figure, once validation has chosen everything.
+
+        The examples of `valid` join those of `train`, and their events `train_events()`; `valid` is empty and `test`
+        the same. Value edges of actions stay those of the training events.
+        """
+        found = refitted(
+            user_id_E=self.user_id_E,
+            item_E=self.item_E,
+            segment_E=self.segment_E,
+            session_E=self.session_E,
+            part_E=self.part_E,
+            splits=self.splits,
+        )
+        # A format with given rows has no impressions, whose offsets would move.
+        assert self.feedback is None or len(found.event_G) == self.num_events
+        return dataclasses.replace(
+            self,
+            **{
+                name: getattr(self, name)[found.event_G] for name in ("item_E", "action_E", "timestamp_ms_E", "value_E")
+            },
+            user_id_E=self.user_id_E.gather(found.event_G),
+            session_E=found.session_G,
+            segment_E=found.segment_G,
+            part_E=found.part_G,
+            splits=found.splits,
+            feedback=self.feedback and dataclasses.replace(self.feedback, part_M=_valid_as_train(self.feedback.part_M)),
+            meta=self.meta | {"refit": True},
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the directory. `meta.json` goes last, so a directory that was cut short does not load."""
         path = Path(path)
@@ -101,6 +138,9 @@ class PreparedData:
         self.items.write_parquet(path / "items.parquet")
         pl.concat([self._examples_frame(name) for name in PARTS]).write_parquet(path / "examples.parquet")
         self.rejects.write_ndjson(path / "rejects.jsonl")
+        (path / FEEDBACK_FILE).unlink(missing_ok=True)
+        if self.feedback is not None:
+            self.feedback.save(path / FEEDBACK_FILE)
         (path / "meta.json").write_text(json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -116,6 +156,7 @@ class PreparedData:
             items = pl.read_parquet(path / "items.parquet")
             examples = pl.read_parquet(path / "examples.parquet")
             rejects = _read_rejects(path / "rejects.jsonl")
+            feedback = Feedback.load(path / FEEDBACK_FILE) if (path / FEEDBACK_FILE).exists() else None
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path}: damaged prepared data set: {error}") from error
         if meta.get("format_version") != FORMAT_VERSION:
@@ -137,6 +178,7 @@ class PreparedData:
             splits=splits,
             rejects=rejects,
             meta=meta,
+            feedback=feedback,
         )
 
     def summary(self) -> str:
@@ -152,6 +194,10 @@ class PreparedData:
             + ", ".join(f"{len(self.splits[name]):,} {name}" for name in PARTS),
             f"bad rows: {counts['rejects']:,}" + (" (see rejects.jsonl)" if counts["rejects"] else ""),
         ]
+        if self.feedback is not None:
+            left_out = counts["impressions_left_out"]
+            note = f"; {left_out:,} of unused items or users left out" if left_out else ""
+            lines.insert(3, f"feedback: {self.feedback.summary()}{note}")
         return "\n".join(lines)
 
     def _events_frame(self) -> pl.DataFrame:
@@ -172,6 +218,10 @@ class PreparedData:
         examples = self.splits[name]
         columns = {column: getattr(examples, column) for column in EXAMPLE_COLUMNS}
         return pl.DataFrame({"split": [name] * len(examples), **columns}, schema_overrides={"split": pl.String})
+
+
+def _valid_as_train(part_M: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    return np.where(part_M == VALID, TRAIN, part_M).astype(np.int8)
 
 
 def _read_rejects(file: Path) -> pl.DataFrame:

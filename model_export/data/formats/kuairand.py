@@ -1,7 +1,7 @@
 """Format `kuairand`: feed logs of KuaiRand, pure (csv) and the k-core cut of 27K (TAB).
 
 A row is one impression with several signals. It becomes one event: its action is the strongest signal, its value the
-watch time in seconds.
+watch time in seconds. The impressions beside the events keep every signal.
 """
 
 from pathlib import Path
@@ -11,10 +11,10 @@ import polars as pl
 from model_export.data.config import PrepareConfig
 from model_export.data.delimited import guess_separator, read_delimited
 from model_export.data.errors import DataError
-from model_export.data.events import clean_events
+from model_export.data.formats.impressions import clean_numbered
 from model_export.data.inputs import Inputs
 from model_export.data.items import clean_items
-from model_export.data.log import EventLog
+from model_export.data.log import IMPRESSION_SCHEMA, EventLog
 from model_export.data.rejects import Rejects
 
 LOG_FILES = ("log_standard*.csv", "processed_standard*.csv")
@@ -30,6 +30,8 @@ SIGNALS = {
     "is_click": "click",
 }
 """Flag column -> action, strongest first; an impression without any of them is a `view`."""
+SHOWN = ("click", "long_view", "like", "follow", "comment", "forward", "hate")
+"""Signals of an impression, in the order in which they are reported."""
 
 
 def read_kuairand(inputs: Inputs, _config: PrepareConfig, rejects: Rejects) -> EventLog:
@@ -37,17 +39,21 @@ def read_kuairand(inputs: Inputs, _config: PrepareConfig, rejects: Rejects) -> E
     files = [inputs.main] if inputs.main is not None else inputs.find(*LOG_FILES)
     if not files:
         raise DataError(f"{inputs.folder}: no file {' or '.join(LOG_FILES)} (or the same with .gz)")
-    events = pl.concat([_read_log(inputs, file, rejects) for file in files])
+    logs = [_read_log(inputs, file, rejects) for file in files]
+    signals = tuple(name for name in SHOWN if all(name in impressions.columns for _, impressions in logs))
     video_file = inputs.optional("video_features_basic*.csv")
     return EventLog(
-        events=events,
+        events=pl.concat([events for events, _ in logs]),
         items=None if video_file is None else _read_videos(inputs, video_file, rejects),
+        impressions=pl.concat([impressions.select([*IMPRESSION_SCHEMA, *signals]) for _, impressions in logs]),
+        signals=signals,
         default_action=IMPRESSION,
         units=dict.fromkeys((IMPRESSION, *SIGNALS.values()), "s"),
     )
 
 
-def _read_log(inputs: Inputs, file: Path, rejects: Rejects) -> pl.DataFrame:
+def _read_log(inputs: Inputs, file: Path, rejects: Rejects) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events and impressions of one file, a row of each per usable row."""
     raw = read_delimited(inputs, file, rejects, separator=guess_separator(inputs, file), required=REQUIRED)
     flags = {column: action for column, action in SIGNALS.items() if column in raw.columns}
     for column in flags:
@@ -60,6 +66,7 @@ def _read_log(inputs: Inputs, file: Path, rejects: Rejects) -> pl.DataFrame:
     action = pl.coalesce(
         *(pl.when(pl.col(column) == "1").then(pl.lit(name)) for column, name in flags.items()), pl.lit(IMPRESSION)
     )
+    signals = raw.select("line", *(pl.col(column).cast(pl.Float32).alias(name) for column, name in flags.items()))
     raw = raw.select(
         "line",
         "row",
@@ -69,7 +76,9 @@ def _read_log(inputs: Inputs, file: Path, rejects: Rejects) -> pl.DataFrame:
         action.alias("action"),
         (pl.col("play_time_ms").cast(pl.Int64) / 1000).alias("value"),
     )
-    return clean_events(raw, file, rejects, default_action=IMPRESSION)
+    events, line = clean_numbered(raw, file, rejects, default_action=IMPRESSION)
+    impressions = events.with_columns(line, position=pl.lit(None)).join(signals, on="line", maintain_order="left")
+    return events, impressions.select([*IMPRESSION_SCHEMA, *flags.values()]).cast(pl.Schema(IMPRESSION_SCHEMA))
 
 
 def _drop_repeats(raw: pl.DataFrame, file: Path, rejects: Rejects) -> pl.DataFrame:

