@@ -7,6 +7,10 @@
    Balance makes the greedy pass pay at every level; the sweeps take the loss back. Level 1 keeps its codes, so that
    the first code stays a cluster of similar items.
 
+Codebooks of a catalog of more than MAX_TRAIN_ITEMS are learnt from a sample in that way; then all items are assigned
+level by level and swept a few times more, chunk by chunk: beside the embeddings, which may be a memory map, nothing of
+their size is ever held.
+
 Shapes: N items, L levels, V codes, D width.
 """
 
@@ -16,16 +20,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model_export.tokenizer.balance import CodeArray, FloatArray
-from model_export.tokenizer.groups import Groups
-from model_export.tokenizer.kmeans import PRICE_STEPS, BalancedCodebook, balanced_kmeans, plain_kmeans
+from model_export.tokenizer.balance import chunks
+from model_export.tokenizer.groups import Groups, dense_rows
+from model_export.tokenizer.kmeans import (
+    BalancedCodebook,
+    balanced_kmeans,
+    plain_kmeans,
+    squared_error,
+    train_rows,
+)
+from model_export.tokenizer.targets import CodeArray, FloatArray, Targets
 
 logger = logging.getLogger(__name__)
 
 # the last sweeps are balanced exactly and the best of them is kept; those before are balanced by prices alone
 EXACT_SWEEPS = 3
+# sweeps of a catalog larger than its training sample: over the sample, then over all items, of these the last exact
+MAX_SAMPLE_SWEEPS = 8
+MAX_FULL_SWEEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,55 +66,91 @@ def assign_catalog(
     num_sids = math.prod(codebook_sizes)
     if not 1 <= len(points_ND) <= num_sids:
         raise ValueError(f"{len(points_ND)} items do not fit into {num_sids} semantic IDs of sizes {codebook_sizes}")
-    residual_ND = points_ND.astype(np.float32)
+    rows = train_rows(len(points_ND), seed)
+    is_sample = len(rows) < len(points_ND)
+    train_RD = np.asarray(points_ND[rows], np.float32) if is_sample else points_ND
     levels: list[BalancedCodebook] = []
-    prefix_N: NDArray[np.int64] = np.zeros(len(points_ND), np.int64)
     for level, num_codes in enumerate(codebook_sizes):
         on_step(f"level {level + 1}")
-        groups = Groups(prefix_N, math.prod(codebook_sizes[level + 1 :]), num_codes)
         codebook = balanced_kmeans(
-            residual_ND,
+            Targets(train_RD, pairs(levels)),
             num_codes,
-            groups,
+            # what a sample takes tells nothing of how crowded the whole will be
+            no_groups(len(train_RD), num_codes) if is_sample else prefix_groups(levels, codebook_sizes, len(train_RD)),
             plain_iterations=plain_iterations,
             iterations=balance_iterations,
             seed=seed,
             # the sweeps re-assign every level but the first
-            exact=level == 0 or refine_sweeps == 0,
+            exact=not is_sample and (level == 0 or refine_sweeps == 0),
         )
         levels.append(codebook)
-        residual_ND = residual_ND - codebook.reconstruct()
-        prefix_N = dense_rows(np.stack([codebook.codes_N for codebook in levels], axis=1))
-    return refine(levels, residual_ND, refine_sweeps, on_step)
+    if not is_sample:
+        return refine(levels, points_ND, refine_sweeps, on_step)
+    refine(levels, train_RD, min(refine_sweeps, MAX_SAMPLE_SWEEPS), on_step, is_sample=True)
+    del train_RD
+    for level, codebook in enumerate(levels):
+        on_step(f"level {level + 1} of all items")
+        targets, groups = (
+            Targets(points_ND, pairs(levels[:level])),
+            prefix_groups(levels[:level], codebook_sizes, len(points_ND)),
+        )
+        codebook.assign(targets, groups, exact=level == 0 or refine_sweeps == 0, from_nothing=level == 0)
+        codebook.fit_centroids(targets)
+    return refine(levels, points_ND, min(refine_sweeps, MAX_FULL_SWEEPS), on_step, exact_sweeps=1)
 
 
-def dense_rows(codes_NM: CodeArray) -> NDArray[np.int64]:
-    """One dense number per distinct row."""
-    if codes_NM.shape[1] == 0:
-        return np.zeros(len(codes_NM), np.int64)
-    _, dense_N = np.unique(codes_NM, axis=0, return_inverse=True)
-    return dense_N.reshape(-1).astype(np.int64)
+def pairs(levels: Sequence[BalancedCodebook]) -> list[tuple[FloatArray, CodeArray]]:
+    """Centroids and codes of some levels, as `Targets` subtracts them."""
+    return [(codebook.centroids_VD, codebook.codes_N) for codebook in levels]
+
+
+def no_groups(num_items: int, num_codes: int) -> Groups:
+    """Groups that forbid nothing."""
+    return Groups(np.arange(num_items), 1, num_codes)
+
+
+def prefix_groups(levels: Sequence[BalancedCodebook], codebook_sizes: Sequence[int], num_items: int) -> Groups:
+    """The groups of the level after `levels`: no prefix may take more items than sids remain under it."""
+    level = len(levels)
+    if level == 0:
+        # balance alone keeps the first codes from taking too many
+        return no_groups(num_items, codebook_sizes[0])
+    prefixes = np.stack([codebook.codes_N for codebook in levels], axis=1)
+    return Groups(dense_rows(prefixes), math.prod(codebook_sizes[level + 1 :]), codebook_sizes[level])
 
 
 def refine(
-    levels: list[BalancedCodebook], residual_ND: FloatArray, num_sweeps: int, on_step: Callable[[str], None]
+    levels: list[BalancedCodebook],
+    points_ND: FloatArray,
+    num_sweeps: int,
+    on_step: Callable[[str], None],
+    *,
+    exact_sweeps: int = EXACT_SWEEPS,
+    is_sample: bool = False,
 ) -> Assignment:
-    """Sweeps over the levels; returns the best exactly balanced assignment seen."""
+    """Sweeps over the levels; returns the best exactly balanced assignment seen.
+
+    The sids of a sample are neither unique nor exactly balanced: only its codebooks count.
+    """
     best, best_error = snapshot(levels), math.inf
     for sweep in range(num_sweeps if len(levels) > 1 else 0):
-        on_step(f"sweep {sweep + 1}/{num_sweeps}")
-        exact = sweep >= num_sweeps - EXACT_SWEEPS
+        on_step(f"sweep {sweep + 1}/{num_sweeps} of {len(points_ND)} items")
+        exact = not is_sample and sweep >= num_sweeps - exact_sweeps
         for index, codebook in enumerate(levels):
-            target_ND = residual_ND + codebook.reconstruct()
+            others = [other for other in levels if other is not codebook]
+            targets = Targets(points_ND, pairs(others))
             if index > 0:
-                others_NM = np.stack([other.codes_N for other in levels if other is not codebook], axis=1)
-                groups = Groups(dense_rows(others_NM), 1, len(codebook.centroids_VD))
-                codebook.assign(target_ND, groups, price_steps=PRICE_STEPS, exact=exact)
-            codebook.fit_centroids(target_ND)
-            residual_ND = target_ND - codebook.reconstruct()
-        error = float(np.square(residual_ND, dtype=np.float64).sum())
-        if exact and error < best_error:
-            best, best_error = snapshot(levels), error
+                num_codes = len(codebook.centroids_VD)
+                prefixes = np.stack([other.codes_N for other in others], axis=1)
+                groups = (
+                    no_groups(len(points_ND), num_codes) if is_sample else Groups(dense_rows(prefixes), 1, num_codes)
+                )
+                codebook.assign(targets, groups, exact=exact)
+            codebook.fit_centroids(targets)
+        if exact:
+            error = squared_error(targets, levels[-1].codes_N, levels[-1].centroids_VD)
+            if error < best_error:
+                best, best_error = snapshot(levels), error
     return best
 
 
@@ -117,22 +166,21 @@ def plain_residual_kmeans(
     points_ND: FloatArray, codebook_sizes: Sequence[int], *, iterations: int = 20, seed: int = 0
 ) -> Assignment:
     """The baseline: plain k-means on the residuals of the levels before; neither balanced nor free of collisions."""
-    residual_ND = points_ND.astype(np.float32)
-    codes: list[CodeArray] = []
-    codebooks: list[FloatArray] = []
+    levels: list[tuple[FloatArray, CodeArray]] = []
     for num_codes in codebook_sizes:
-        centroids_VD, codes_N, _ = plain_kmeans(residual_ND, num_codes, iterations=iterations, seed=seed)
-        residual_ND = residual_ND - centroids_VD[codes_N]
-        codes.append(codes_N)
-        codebooks.append(centroids_VD)
-    return Assignment(sids_NL=np.stack(codes, axis=1), codebooks=tuple(codebooks))
+        levels.append(plain_kmeans(Targets(points_ND, levels), num_codes, iterations=iterations, seed=seed))
+    return Assignment(
+        sids_NL=np.stack([codes_N for _, codes_N in levels], axis=1),
+        codebooks=tuple(centroids_VD for centroids_VD, _ in levels),
+    )
 
 
 def reconstruction_errors(points_ND: FloatArray, assignment: Assignment) -> list[float]:
     """Mean squared error after the first 1, 2, ... L codes."""
-    residual_ND = points_ND.astype(np.float32)
-    errors = []
-    for level, codebook_VD in enumerate(assignment.codebooks):
-        residual_ND = residual_ND - codebook_VD[assignment.sids_NL[:, level]]
-        errors.append(float(np.square(residual_ND, dtype=np.float64).sum() / len(points_ND)))
-    return errors
+    error_L = np.zeros(len(assignment.codebooks))
+    for chunk in chunks(len(points_ND), points_ND.shape[1]):
+        left_RD = np.asarray(points_ND[chunk], np.float32)
+        for level, codebook_VD in enumerate(assignment.codebooks):
+            left_RD = left_RD - codebook_VD[assignment.sids_NL[chunk, level]]
+            error_L[level] += float(np.square(left_RD, dtype=np.float64).sum())
+    return [float(error) / len(points_ND) for error in error_L]

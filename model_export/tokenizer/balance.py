@@ -5,14 +5,15 @@ comes last gets what is left, which costs far more than a tenth of the error. Th
 problem, solved here in two steps:
 
 1. *prices*: each code gets a price that is added to its cost; prices move until nearly as many items choose a code as
-   it may hold (the dual of the transportation problem, by damped coordinate steps);
+   it may hold (the dual of the transportation problem, by damped coordinate steps; by Newton's in `prices` for large
+   catalogs);
 2. *paths*: items move along cheapest chains "one of j's items goes to k, one of k's to m" from codes that hold too
    many to codes that hold too few. Such a chain keeps an optimal assignment optimal (successive shortest paths), and
    chains exist whenever a legal assignment does, so step 2 always ends in exact balance.
 
 A *group* is a prefix of codes: at most `group_capacity` items of one group may share a code, which at the last level
-(capacity 1) is what makes semantic IDs unique (see `groups`). Distances are computed in chunks of `CHUNK_ITEMS` rows,
-and prices from a bounded sample, so that memory never grows with N x V.
+(capacity 1) is what makes semantic IDs unique (see `groups`). Distances are computed in chunks of `CHUNK_CELLS`, and
+prices from a bounded sample, so that memory never grows with N x V.
 
 Shapes: N items, V codes, D width.
 """
@@ -20,24 +21,30 @@ Shapes: N items, V codes, D width.
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
-CodeArray = NDArray[np.int32]
+from model_export.tokenizer.targets import CodeArray, FloatArray, Targets
 
-CHUNK_ITEMS = 16384
-
-
-def squared_distances(points_ND: FloatArray, centroids_VD: FloatArray) -> FloatArray:
-    """Squared Euclidean distances [N, V], less each point's own squared norm, which no choice of code depends on."""
-    norms_V: FloatArray = np.einsum("vd,vd->v", centroids_VD, centroids_VD)
-    return np.asarray(norms_V - np.float32(2.0) * (points_ND @ centroids_VD.T), np.float32)
+# 16 MiB of distances: few enough to stay in a processor's cache, enough rows to keep a matrix product busy
+CHUNK_CELLS = 1 << 22
 
 
-def chunks(num_items: int) -> Iterator[slice]:
-    """Slices of at most CHUNK_ITEMS rows that cover `num_items`."""
-    for start in range(0, num_items, CHUNK_ITEMS):
-        yield slice(start, min(start + CHUNK_ITEMS, num_items))
+def squared_distances(
+    points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray | None = None
+) -> FloatArray:
+    """Squared distances [N, V] plus prices, less each point's own squared norm, which no choice of code depends on."""
+    offset_V: FloatArray = np.einsum("vd,vd->v", centroids_VD, centroids_VD)
+    if prices_V is not None:
+        offset_V = offset_V + prices_V.astype(np.float32)
+    distances_NV: FloatArray = points_ND @ (np.float32(-2.0) * centroids_VD).T
+    distances_NV += offset_V
+    return distances_NV
+
+
+def chunks(num_items: int, num_codes: int) -> Iterator[slice]:
+    """Slices that cover `num_items`, each of at most CHUNK_CELLS items times codes."""
+    size = max(CHUNK_CELLS // num_codes, 1)
+    for start in range(0, num_items, size):
+        yield slice(start, min(start + size, num_items))
 
 
 def code_sizes(num_items: int, num_codes: int) -> tuple[int, int]:
@@ -61,14 +68,14 @@ def step_prices(distances_NV: FloatArray, prices_V: FloatArray, damping: float) 
     margins_NV = np.subtract(best_N[:, None], distances_NV, out=priced_NV)
     margins_NV[rows_N, first_N] = second_N - distances_NV[rows_N, first_N]
     rank = min(max(num_items - num_items // num_codes, 0), num_items - 1)
-    margins_NV.partition(rank, axis=0)
-    target_V = margins_NV[rank]
+    # code by code on contiguous rows: several times faster than along the first axis
+    target_V = np.array([np.partition(margins_NV[:, code], rank)[rank] for code in range(num_codes)], np.float32)
     return np.asarray(prices_V + np.float32(damping) * (target_V - prices_V), np.float32)
 
 
-def cheapest_codes(points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray) -> CodeArray:
+def cheapest_codes(targets: Targets, centroids_VD: FloatArray, prices_V: FloatArray) -> CodeArray:
     """Code of least distance plus price for every item; ties go to the lowest code."""
-    codes_N = np.empty(len(points_ND), np.int32)
-    for chunk in chunks(len(points_ND)):
-        codes_N[chunk] = (squared_distances(points_ND[chunk], centroids_VD) + prices_V).argmin(axis=1)
+    codes_N = np.empty(len(targets), np.int32)
+    for chunk in chunks(len(targets), len(centroids_VD)):
+        codes_N[chunk] = squared_distances(targets.rows(chunk), centroids_VD, prices_V).argmin(axis=1)
     return codes_N

@@ -6,7 +6,7 @@ without events the ridge projection of its text, and an item with neither the me
 Shapes: N items, T text width, D embedding width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
+from model_export.tokenizer.balance import chunks
 from model_export.tokenizer.config import TokenizerConfig
 from model_export.tokenizer.cooccurrence import collaborative_vectors, cooccurrence
 from service.bundle.item_encoder import FloatArray, ItemEncoder, has_value, item_text, unit_rows
@@ -24,6 +25,8 @@ from service.bundle.item_encoder import FloatArray, ItemEncoder, has_value, item
 RIDGE_ALPHA = 1.0
 HELD_OUT_SHARE = 0.1
 MIN_ITEMS_HELD_OUT = 20
+# the ridge projection from text is fitted on as many items at most: it has far fewer weights
+MAX_PROJECTED_ITEMS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +36,8 @@ class ItemEmbeddings:
     vectors_ND: FloatArray
     encoder: ItemEncoder
     facts: dict[str, Any]
+    parts_ND: dict[str, FloatArray] = field(default_factory=dict)
+    """What a fused embedding was made from, by source; a zero row: the item has no such part."""
 
 
 def embed_items(
@@ -61,7 +66,11 @@ def embed_items(
         vectors_NT = fill_from_neighbours(text_NT, has_text_N, counts_NN)
         encoder = with_projection(base, None, None, vectors_NT)
         return ItemEmbeddings(vectors_ND=vectors_NT, encoder=encoder, facts=facts)
-    vectors_ND, known_N = source_vectors(config, items, text_NT, counts_NN)
+    if config.source == "given":
+        vectors_ND, known_N = given_vectors(items)
+        parts_ND: dict[str, FloatArray] = {}
+    else:
+        vectors_ND, known_N, parts_ND = event_vectors(config, text_NT, counts_NN)
     projection, offset, quality = fit_projection(text_NT, vectors_ND, known_N & has_text_N, config.seed)
     if projection is not None and offset is not None:
         by_text_N = ~known_N & has_text_N
@@ -70,42 +79,49 @@ def embed_items(
     vectors_ND = fill_from_neighbours(vectors_ND, known_N, counts_NN)
     facts["text_projection"] = quality
     return ItemEmbeddings(
-        vectors_ND=vectors_ND, encoder=with_projection(base, projection, offset, vectors_ND), facts=facts
+        vectors_ND=vectors_ND,
+        encoder=with_projection(base, projection, offset, vectors_ND),
+        facts=facts,
+        parts_ND=parts_ND,
     )
 
 
-def source_vectors(
-    config: TokenizerConfig, items: pl.DataFrame, text_NT: FloatArray, counts_NN: sp.csr_matrix
-) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Unit vectors [N, D] of the configured source, and which items it knows."""
-    if config.source == "given":
-        return given_vectors(items)
+def event_vectors(
+    config: TokenizerConfig, text_NT: FloatArray, counts_NN: sp.csr_matrix
+) -> tuple[FloatArray, NDArray[np.bool_], dict[str, FloatArray]]:
+    """Unit vectors [N, D] from events, alone or fused with text; which items they know; and the parts if fused."""
     collaborative_ND = collaborative_vectors(counts_NN, config.collaborative_dim, config.seed)
     has_events_N = has_value(collaborative_ND)
     if not has_events_N.any():
         raise ValueError(f"tokenize.source is {config.source}, but no two items occur together in train events")
     if config.source == "collaborative":
-        return collaborative_ND, has_events_N
+        return collaborative_ND, has_events_N, {}
     weights = np.sqrt(np.array([config.text_weight, 1.0 - config.text_weight], np.float32))
     fused_ND = np.concatenate([weights[0] * text_NT, weights[1] * collaborative_ND], axis=1)
     # an item that lacks one part is not fused yet: its projection from text, or its neighbours, complete it
-    return unit_rows(fused_ND), has_events_N & has_value(text_NT)
+    parts_ND = {"text": text_NT, "collaborative": collaborative_ND}
+    return unit_rows(fused_ND), has_events_N & has_value(text_NT), parts_ND
 
 
 def given_vectors(items: pl.DataFrame) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Unit vectors [N, D] of the column `embedding`, and which rows have one."""
-    rows = items.get_column("embedding").to_list() if "embedding" in items.columns else []
-    widths = {len(row) for row in rows if row is not None}
-    if len(widths) != 1 or widths == {0}:
-        found = "none is given" if not widths else f"found widths {sorted(widths)}"
+    rows = items.get_column("embedding") if "embedding" in items.columns else pl.Series(dtype=pl.List(pl.Float32))
+    widths = rows.list.len().drop_nulls().unique().sort().to_list()
+    if len(widths) != 1 or widths == [0]:
+        found = "none is given" if not widths else f"found widths {widths}"
         raise ValueError(f"tokenize.source is given: items.parquet needs embeddings of one width, {found}")
-    width = widths.pop()
-    vectors_ND = np.array([row if row is not None else [0.0] * width for row in rows], np.float32)
-    bad_N = ~np.isfinite(vectors_ND).all(axis=1)
-    if bad_N.any():
-        item_id = items.get_column("item_id")[int(bad_N.argmax())]
-        raise ValueError(f"items.parquet: embedding of item {item_id!r} holds a value that is not finite")
-    return unit_rows(vectors_ND), has_value(vectors_ND)
+    vectors_ND = np.zeros((len(rows), widths[0]), np.float32)
+    known_N = rows.is_not_null().to_numpy()
+    # chunk by chunk: a million rows of Python floats would take tens of gigabytes
+    for chunk in chunks(len(rows), widths[0]):
+        given = rows[chunk].drop_nulls().explode().cast(pl.Float32).fill_null(float("nan")).to_numpy()
+        vectors_ND[chunk][known_N[chunk]] = given.reshape(-1, widths[0])
+        bad_R = ~np.isfinite(vectors_ND[chunk]).all(axis=1)
+        if bad_R.any():
+            item_id = items.get_column("item_id")[chunk.start + int(bad_R.argmax())]
+            raise ValueError(f"items.parquet: embedding of item {item_id!r} holds a value that is not finite")
+        vectors_ND[chunk] = unit_rows(vectors_ND[chunk])
+    return vectors_ND, has_value(vectors_ND)
 
 
 def text_vectors(config: TokenizerConfig, texts: list[str]) -> tuple[FloatArray, ItemEncoder]:
@@ -187,6 +203,8 @@ def fit_projection(
     rows = np.flatnonzero(rows_N)
     if len(rows) < 2:
         return None, None, {}
+    if len(rows) > MAX_PROJECTED_ITEMS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_PROJECTED_ITEMS, replace=False))
     quality: dict[str, float] = {}
     if len(rows) >= MIN_ITEMS_HELD_OUT:
         shuffled = np.random.default_rng(seed).permutation(rows)

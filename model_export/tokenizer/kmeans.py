@@ -10,42 +10,84 @@ import warnings
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 
-from model_export.tokenizer.balance import CodeArray, FloatArray, cheapest_codes, squared_distances, step_prices
+from model_export.tokenizer.balance import cheapest_codes, chunks, squared_distances, step_prices
+from model_export.tokenizer.candidates import Candidates
 from model_export.tokenizer.groups import Groups, legalise
 from model_export.tokenizer.paths import Rebalancer
+from model_export.tokenizer.prices import FROM_NEAR, FROM_NOTHING, AllCodes, excess, solve_prices
+from model_export.tokenizer.targets import CodeArray, FloatArray, IntArray, Targets
 
-FIRST_PRICE_STEPS = 12
+# a few coarse steps a pass: where balance gives way to moving centroids and tightens again, the error ends lower
 PRICE_STEPS = 2
 DAMPING = 0.5
-MAX_PRICED_ITEMS = 1 << 16
+# share of the items in excess of what their codes may hold beyond which chains of single moves would take too long
+MUCH_EXCESS = 0.05
+# the sample of distances that prices are found with: 64 MiB
+MAX_PRICED_CELLS = 1 << 24
+# in larger catalogs, how often all items mend the prices where balance must be exact
+NUM_TABLES = 2
+# codebooks of larger catalogs are learnt from as many items, drawn without replacement
+MAX_TRAIN_ITEMS = 1 << 17
+# above this number of items, k-means++ looks at so many a code
+MIN_FIRST_ITEMS = 1 << 16
+FIRST_ITEMS_PER_CODE = 16
 
 
-def plain_kmeans(
-    points_ND: FloatArray, num_codes: int, *, iterations: int, seed: int
-) -> tuple[FloatArray, CodeArray, float]:
-    """Plain k-means: centroids [V, D], codes [N] and the mean squared error.
+def train_rows(num_items: int, seed: int) -> IntArray:
+    """The items [at most MAX_TRAIN_ITEMS] that codebooks are learnt from, ascending."""
+    if num_items <= MAX_TRAIN_ITEMS:
+        return np.arange(num_items)
+    chosen: IntArray = np.random.default_rng(seed).choice(num_items, MAX_TRAIN_ITEMS, replace=False)
+    return np.sort(chosen)
 
-    With fewer items than codes the spare centroids repeat used ones, so that the codebook keeps its size.
+
+def plain_kmeans(targets: Targets, num_codes: int, *, iterations: int, seed: int) -> tuple[FloatArray, CodeArray]:
+    """Plain k-means: centroids [V, D] and codes [N].
+
+    With fewer items than codes the spare centroids repeat used ones, so that the codebook keeps its size. A catalog
+    of more than MAX_TRAIN_ITEMS is clustered from a sample, then assigned, averaged and assigned again as a whole.
     """
-    num_clusters = min(num_codes, len(points_ND))
+    points_RD = targets.rows(train_rows(len(targets), seed))
+    num_clusters = min(num_codes, len(points_RD))
+    first: FloatArray | str = "k-means++"
+    if len(points_RD) > MIN_FIRST_ITEMS:
+        rows = np.random.default_rng(seed).permutation(len(points_RD))[: FIRST_ITEMS_PER_CODE * num_clusters]
+        first, _ = kmeans_plusplus(points_RD[rows], num_clusters, random_state=seed)
     with warnings.catch_warnings():
         # fewer distinct points than codes is legal here: duplicates are told apart by later levels
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = KMeans(num_clusters, n_init=1, max_iter=iterations, random_state=seed).fit(points_ND)
-    centroids_VD = np.resize(fitted.cluster_centers_, (num_codes, points_ND.shape[1])).astype(np.float32)
-    return centroids_VD, fitted.labels_.astype(np.int32), float(fitted.inertia_) / len(points_ND)
+        fitted = KMeans(num_clusters, init=first, n_init=1, max_iter=iterations, random_state=seed).fit(points_RD)
+    centroids_VD = np.resize(fitted.cluster_centers_, (num_codes, points_RD.shape[1])).astype(np.float32)
+    if len(points_RD) == len(targets):
+        return centroids_VD, fitted.labels_.astype(np.int32)
+    free_V = np.zeros(num_codes, np.float32)
+    centroids_VD = means(targets, cheapest_codes(targets, centroids_VD, free_V), centroids_VD)
+    return centroids_VD, cheapest_codes(targets, centroids_VD, free_V)
 
 
-def means(points_ND: FloatArray, codes_N: CodeArray, centroids_VD: FloatArray) -> FloatArray:
+def means(targets: Targets, codes_N: CodeArray, centroids_VD: FloatArray) -> FloatArray:
     """Mean of each code's items [V, D]; a code without items keeps its centroid."""
-    num_items, num_codes = len(points_ND), len(centroids_VD)
+    num_codes, width = centroids_VD.shape
     sizes_V = np.bincount(codes_N, minlength=num_codes)
-    takes_VN = sp.csr_matrix((np.ones(num_items, np.float32), (codes_N, np.arange(num_items))), (num_codes, num_items))
-    sums_VD = takes_VN @ points_ND
+    sums_VD = np.zeros((num_codes, width), np.float64)
+    for chunk in chunks(len(codes_N), width):
+        codes_R = codes_N[chunk]
+        ones_R = np.ones(len(codes_R), np.float32)
+        takes_VR = sp.csr_matrix((ones_R, (codes_R, np.arange(len(codes_R)))), (num_codes, len(codes_R)))
+        sums_VD += takes_VR @ targets.rows(chunk)
     return np.where(sizes_V[:, None] > 0, sums_VD / np.maximum(sizes_V, 1)[:, None], centroids_VD).astype(np.float32)
+
+
+def squared_error(targets: Targets, codes_N: CodeArray, centroids_VD: FloatArray) -> float:
+    """Sum over all items of the squared distance to their centroid."""
+    left = Targets(targets.points_ND, (*targets.others, (centroids_VD, codes_N)))
+    return sum(
+        float(np.square(left.rows(chunk), dtype=np.float64).sum())
+        for chunk in chunks(len(codes_N), centroids_VD.shape[1])
+    )
 
 
 class BalancedCodebook:
@@ -59,33 +101,43 @@ class BalancedCodebook:
         self.prices_V: FloatArray = np.zeros(len(centroids_VD), np.float32)
         self.codes_N: CodeArray = np.zeros(0, np.int32)
 
-    def assign(self, points_ND: FloatArray, groups: Groups, *, price_steps: int, exact: bool) -> None:
-        """Assigns every item: by prices (sizes nearly equal), or exactly balanced where `exact`; groups always hold."""
-        if len(points_ND) > 1 and len(self.centroids_VD) > 1:
-            # an even sample bounds the N x V distances; the chains make up for what its prices miss
-            stride = -(-len(points_ND) // MAX_PRICED_ITEMS)
-            distances_NV = squared_distances(points_ND[::stride], self.centroids_VD)
-            for _ in range(price_steps):
-                self.prices_V = step_prices(distances_NV, self.prices_V, DAMPING)
-        codes_N = cheapest_codes(points_ND, self.centroids_VD, self.prices_V)
-        codes_N = legalise(points_ND, self.centroids_VD, self.prices_V, codes_N, groups)
+    def assign(self, targets: Targets, groups: Groups, *, exact: bool, from_nothing: bool = False) -> None:
+        """Assigns every item: by prices (sizes nearly equal), or exactly balanced where `exact`; groups always hold.
+
+        The prices of the pass before are moved a little, or found `from_nothing`.
+        """
+        codes_N = self.cheapest(targets, exact=exact, from_nothing=from_nothing)
+        codes_N = legalise(targets, self.centroids_VD, self.prices_V, codes_N, groups)
         if exact:
-            rebalancer = Rebalancer(points_ND, self.centroids_VD, self.prices_V, codes_N, groups)
+            rebalancer = Rebalancer(targets, self.centroids_VD, self.prices_V, codes_N, groups)
             codes_N = rebalancer.run()
             self.prices_V = rebalancer.prices_V.astype(np.float32)
         self.codes_N = codes_N
 
-    def fit_centroids(self, points_ND: FloatArray) -> None:
-        """Moves the centroids to the means of their items."""
-        self.centroids_VD = means(points_ND, self.codes_N, self.centroids_VD)
+    def cheapest(self, targets: Targets, *, exact: bool, from_nothing: bool) -> CodeArray:
+        """Moves the prices, and gives every item's cheapest code [N]."""
+        num_items, num_codes = len(targets), len(self.centroids_VD)
+        if num_items > 1 and num_codes > 1:
+            # an even sample bounds the N x V distances; the chains, or a table of all items, make up for what it misses
+            stride = -(-num_items // max(MAX_PRICED_CELLS // num_codes, 1))
+            every = AllCodes(squared_distances(targets.rows(slice(None, None, stride)), self.centroids_VD))
+            for _ in range(0 if from_nothing else PRICE_STEPS):
+                self.prices_V = step_prices(every.distances_NV, self.prices_V, DAMPING)
+            if from_nothing or (exact and excess(every, self.prices_V) > MUCH_EXCESS * every.num_items):
+                self.prices_V = solve_prices(every, self.prices_V, FROM_NOTHING)
+            del every
+            for _ in range(NUM_TABLES if exact and stride > 1 else 0):
+                table = Candidates(targets, self.centroids_VD, self.prices_V)
+                self.prices_V = solve_prices(table, self.prices_V, FROM_NEAR)
+        return cheapest_codes(targets, self.centroids_VD, self.prices_V)
 
-    def reconstruct(self) -> FloatArray:
-        """Centroid of every item [N, D]."""
-        return self.centroids_VD[self.codes_N]
+    def fit_centroids(self, targets: Targets) -> None:
+        """Moves the centroids to the means of their items."""
+        self.centroids_VD = means(targets, self.codes_N, self.centroids_VD)
 
 
 def balanced_kmeans(
-    points_ND: FloatArray,
+    targets: Targets,
     num_codes: int,
     groups: Groups,
     *,
@@ -98,10 +150,9 @@ def balanced_kmeans(
 
     Code sizes end within one of each other where `exact`, else as near to that as prices bring them.
     """
-    centroids_VD, _, _ = plain_kmeans(points_ND, num_codes, iterations=plain_iterations, seed=seed)
+    centroids_VD, _ = plain_kmeans(targets, num_codes, iterations=plain_iterations, seed=seed)
     codebook = BalancedCodebook(centroids_VD)
     for iteration in range(iterations + 1):
-        steps = PRICE_STEPS if iteration else FIRST_PRICE_STEPS
-        codebook.assign(points_ND, groups, price_steps=steps, exact=exact and iteration == iterations)
-        codebook.fit_centroids(points_ND)
+        codebook.assign(targets, groups, exact=exact and iteration == iterations, from_nothing=iteration == 0)
+        codebook.fit_centroids(targets)
     return codebook

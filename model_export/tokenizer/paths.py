@@ -12,8 +12,9 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.tokenizer.balance import CodeArray, FloatArray, code_sizes, squared_distances
-from model_export.tokenizer.groups import Groups, IntArray
+from model_export.tokenizer.balance import code_sizes, squared_distances
+from model_export.tokenizer.groups import Groups
+from model_export.tokenizer.targets import CodeArray, FloatArray, IntArray, Targets
 
 
 class Rebalancer:
@@ -25,9 +26,9 @@ class Rebalancer:
     """
 
     def __init__(
-        self, points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray, codes_N: CodeArray, groups: Groups
+        self, targets: Targets, centroids_VD: FloatArray, prices_V: FloatArray, codes_N: CodeArray, groups: Groups
     ) -> None:
-        self.points_ND, self.centroids_VD, self.groups = points_ND, centroids_VD, groups
+        self.targets, self.centroids_VD, self.groups = targets, centroids_VD, groups
         self.codes_N = codes_N.copy()
         self.prices_V = prices_V.astype(np.float64)
         num_codes = len(centroids_VD)
@@ -36,7 +37,7 @@ class Rebalancer:
         self.members: list[IntArray] = np.split(order, np.cumsum(self.sizes_V)[:-1])
         self.cost_VV = np.full((num_codes, num_codes), np.inf)
         self.mover_VV = np.full((num_codes, num_codes), -1, np.int64)
-        groups.count(self.codes_N)
+        groups.watch(self.codes_N)
 
     def run(self) -> CodeArray:
         """Balances the assignment; returns the codes [N]."""
@@ -94,15 +95,13 @@ class Rebalancer:
     def move(self, item: int, source: int, target: int) -> None:
         """Gives one item another code and updates the edges that this changes."""
         self.codes_N[item] = target
-        self.groups.move(item, source, target)
         self.members[source] = self.members[source][self.members[source] != item]
         self.members[target] = np.append(self.members[target], item)
         self.refresh(source, np.flatnonzero(self.mover_VV[source] == item))
         self.offer(item, target)
-        for mate in self.groups.mates(item):
-            code = self.codes_N[mate]
-            if self.mover_VV[code, target] == mate:
-                self.refresh(code, np.array([target]))
+        mates = self.groups.mates(item)
+        for code in self.codes_N[mates[self.mover_VV[self.codes_N[mates], target] == mates]]:
+            self.refresh(int(code), np.array([target]))
 
     def refresh_all(self) -> None:
         """Recomputes every edge."""
@@ -130,7 +129,7 @@ class Rebalancer:
 
     def extra_cost(self, items: IntArray, source: int, targets: IntArray) -> FloatArray:
         """What it costs the items of one code to move to others [len(items), len(targets)]; inf where not allowed."""
-        points = self.points_ND[items]
+        points = self.targets.rows(items)
         extra = squared_distances(points, self.centroids_VD[targets])
         extra -= squared_distances(points, self.centroids_VD[source : source + 1])
         extra[:, targets == source] = np.inf

@@ -3,7 +3,7 @@
 Shapes: N items, L levels, V codes, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,29 @@ import numpy as np
 import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from model_export.tokenizer.assignment import Assignment, reconstruction_errors
-from model_export.tokenizer.balance import CodeArray, FloatArray
+from model_export.tokenizer.balance import chunks
+from model_export.tokenizer.groups import dense_rows
+from model_export.tokenizer.neighbours import NUM_NEIGHBOURS, neighbour_figures
+from model_export.tokenizer.targets import CodeArray, FloatArray
 from model_export.tokenizer.tokenization import max_branch
 
-NEIGHBOUR_QUERIES = 2000
-NUM_NEIGHBOURS = 5
 NUM_EXAMPLES = 5
 TITLES_PER_EXAMPLE = 6
 
 
 def build_report(
-    points_ND: FloatArray, assignment: Assignment, plain: Assignment, items: pl.DataFrame, *, seed: int
+    points_ND: FloatArray,
+    assignment: Assignment,
+    plain: Assignment,
+    items: pl.DataFrame,
+    *,
+    seed: int,
+    parts: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
-    """All figures of the report, ready for JSON."""
-    variance = float(np.square(points_ND - points_ND.mean(axis=0)).sum() / len(points_ND))
+    """All figures of the report, ready for JSON; `parts` are the embeddings that the one of the sids was made from."""
+    variance = total_variance(points_ND)
     errors, plain_errors = reconstruction_errors(points_ND, assignment), reconstruction_errors(points_ND, plain)
     sids_NL = assignment.sids_NL
     levels = [
@@ -50,13 +56,26 @@ def build_report(
         "max_branch": list(max_branch(sids_NL)),
         "levels": levels,
         "neighbours": neighbour_figures(points_ND, sids_NL, seed),
+        "neighbours_of_parts": {
+            name: neighbour_figures(part_ND, sids_NL, seed) for name, part_ND in (parts or {}).items()
+        },
         "examples": example_prefixes(sids_NL, items),
     }
 
 
+def total_variance(points_ND: FloatArray) -> float:
+    """Mean squared distance of the points from their mean."""
+    mean_D = points_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
+    total = sum(
+        float(np.square(points_ND[chunk] - mean_D, dtype=np.float64).sum())
+        for chunk in chunks(len(points_ND), points_ND.shape[1])
+    )
+    return total / len(points_ND)
+
+
 def count_collisions(sids_NL: CodeArray) -> int:
     """Items beyond the first of each sid."""
-    return len(sids_NL) - len(np.unique(sids_NL, axis=0))
+    return len(sids_NL) - len(np.unique(dense_rows(sids_NL)))
 
 
 def level_figures(codes_N: CodeArray, num_codes: int) -> dict[str, Any]:
@@ -75,46 +94,19 @@ def level_figures(codes_N: CodeArray, num_codes: int) -> dict[str, Any]:
     }
 
 
-def neighbour_figures(points_ND: FloatArray, sids_NL: CodeArray, seed: int) -> list[dict[str, float]]:
-    """How often an item shares its first 1..L codes with one of its nearest neighbours; beside it, shuffled sids."""
-    num_items = len(points_ND)
-    count = min(NUM_NEIGHBOURS, num_items - 1)
-    if count < 1:
-        return []
-    rng = np.random.default_rng(seed)
-    queries = rng.permutation(num_items)[:NEIGHBOUR_QUERIES]
-    norms_N = np.einsum("nd,nd->n", points_ND, points_ND)
-    distances = norms_N - 2.0 * (points_ND[queries] @ points_ND.T)
-    distances[np.arange(len(queries)), queries] = np.inf
-    nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
-    shuffled_NL = sids_NL[rng.permutation(num_items)]
-    return [
-        {
-            "codes": level + 1,
-            "shared": shared_share(sids_NL[:, : level + 1], queries, nearest),
-            "shuffled": shared_share(shuffled_NL[:, : level + 1], queries, nearest),
-        }
-        for level in range(sids_NL.shape[1])
-    ]
-
-
-def shared_share(prefix_NM: CodeArray, queries: NDArray[np.integer], nearest: NDArray[np.integer]) -> float:
-    """Share of (query, neighbour) pairs with equal prefixes."""
-    return float((prefix_NM[queries][:, None] == prefix_NM[nearest]).all(axis=2).mean())
-
-
 def example_prefixes(sids_NL: CodeArray, items: pl.DataFrame) -> list[dict[str, Any]]:
     """Titles under the prefixes of two codes (one, in one-level sids) that hold most items."""
     depth = min(2, sids_NL.shape[1])
-    prefixes, of_item_N, sizes = np.unique(sids_NL[:, :depth], axis=0, return_inverse=True, return_counts=True)
+    _, first, of_item_N, sizes = np.unique(
+        dense_rows(sids_NL[:, :depth]), return_index=True, return_inverse=True, return_counts=True
+    )
     titles, ids = items.get_column("title"), items.get_column("item_id")
     return [
         {
-            "prefix": prefixes[index].tolist(),
+            "prefix": sids_NL[first[index], :depth].tolist(),
             "num_items": int(sizes[index]),
             "titles": [
-                titles[int(row)] or ids[int(row)]
-                for row in np.flatnonzero(of_item_N.reshape(-1) == index)[:TITLES_PER_EXAMPLE]
+                titles[int(row)] or ids[int(row)] for row in np.flatnonzero(of_item_N == index)[:TITLES_PER_EXAMPLE]
             ],
         }
         for index in np.argsort(-sizes, kind="stable")[:NUM_EXAMPLES]
@@ -164,15 +156,29 @@ def render(report: dict[str, Any]) -> str:
         for number, level in enumerate(report["levels"], start=1)
     ]
     lines += ["", "## Levels (plain residual k-means in brackets)", "", *table(header, rows)]
-    shared = [[str(row["codes"]), f"{row['shared']:.4f}", f"{row['shuffled']:.4f}"] for row in report["neighbours"]]
-    lines += ["", f"## Prefixes shared with the {NUM_NEIGHBOURS} nearest neighbours", ""]
-    lines += table(["codes", "share of pairs", "with shuffled sids"], shared)
+    lines += ["", f"## Prefixes shared with the {NUM_NEIGHBOURS} nearest neighbours, share of pairs", ""]
+    lines += neighbour_table(report)
     lines += ["", "## Largest prefixes", ""]
     for example in report["examples"]:
         titles = "; ".join(title.replace("\n", " ")[:80] for title in example["titles"])
         lines.append(f"- {tuple(example['prefix'])}, {example['num_items']} items: {titles}")
     lines += ["", "![code sizes](code_sizes.png)", "", "![reconstruction](reconstruction.png)", ""]
     return "\n".join(lines)
+
+
+def neighbour_table(report: dict[str, Any]) -> list[str]:
+    """Shares by number of codes, for neighbours in the embedding and in each of its parts."""
+    spaces = {report["embeddings"]["source"]: report["neighbours"], **report["neighbours_of_parts"]}
+    spaces = {name: figures for name, figures in spaces.items() if figures}
+    rows = [
+        [
+            str(row["codes"]),
+            *(f"{figures[place]['shared']:.4f}" for figures in spaces.values()),
+            f"{row['shuffled']:.4f}",
+        ]
+        for place, row in enumerate(report["neighbours"])
+    ]
+    return table(["codes", *(f"neighbours by {name}" for name in spaces), "shuffled sids"], rows)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from model_export.data.prepared import PreparedData
 from model_export.tokenizer.assignment import Assignment, assign_catalog, plain_residual_kmeans
 from model_export.tokenizer.config import TokenizerConfig
 from model_export.tokenizer.embeddings import embed_items
-from model_export.tokenizer.report import build_report, write_report
+from model_export.tokenizer.report import build_report, count_collisions, write_report
 from model_export.tokenizer.tokenization import Tokenization
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ def tokenize(config: TokenizerConfig, prepared: PreparedData, out_dir: str | Pat
         assign_s = time.perf_counter() - started_s
         show("plain residual k-means, for comparison")
         plain = plain_residual_kmeans(embedded.vectors_ND, sizes, iterations=config.kmeans_iterations, seed=config.seed)
-    report = build_report(embedded.vectors_ND, assignment, plain, prepared.items, seed=config.seed)
+    report = build_report(
+        embedded.vectors_ND, assignment, plain, prepared.items, seed=config.seed, parts=embedded.parts_ND
+    )
     report["embeddings"] = embedded.facts
     report["took_s"] = {"embed_and_assign": assign_s, "total": time.perf_counter() - started_s}
     result = Tokenization(
@@ -66,8 +68,7 @@ def tokenize(config: TokenizerConfig, prepared: PreparedData, out_dir: str | Pat
 
 def check_balance(assignment: Assignment, tolerance: int) -> None:
     """Our own promise: unique sids, and code sizes within the tolerance at every level."""
-    distinct = len(np.unique(assignment.sids_NL, axis=0))
-    assert distinct == len(assignment.sids_NL), "two items share a sid"
+    assert count_collisions(assignment.sids_NL) == 0, "two items share a sid"
     for level, codebook_VD in enumerate(assignment.codebooks):
         sizes_V = np.bincount(assignment.sids_NL[:, level], minlength=len(codebook_VD))
         assert int(np.ptp(sizes_V)) <= tolerance, f"level {level + 1} is out of balance"

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from model_export.tokenizer.balance import CodeArray, FloatArray
+from model_export.tokenizer.groups import dense_rows
+from model_export.tokenizer.targets import CodeArray, FloatArray
 from service.bundle.item_encoder import ItemEncoder
 
 
@@ -76,10 +77,7 @@ def max_branch(sids_NL: CodeArray) -> tuple[int, ...]:
     """Most distinct children under one prefix, for prefixes of 0, 1, ... L - 1 codes."""
     branches = []
     for level in range(sids_NL.shape[1]):
-        distinct = np.unique(sids_NL[:, : level + 1], axis=0)
-        if level == 0:
-            branches.append(len(distinct))
-            continue
-        _, children = np.unique(distinct[:, :level], axis=0, return_counts=True)
+        _, first = np.unique(dense_rows(sids_NL[:, : level + 1]), return_index=True)
+        _, children = np.unique(dense_rows(sids_NL[first, :level]), return_counts=True)
         branches.append(int(children.max()))
     return tuple(branches)

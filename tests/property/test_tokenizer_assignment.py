@@ -12,6 +12,7 @@ from model_export.tokenizer import Assignment, TokenizerConfig, assign_catalog
 from model_export.tokenizer.balance import cheapest_codes, squared_distances
 from model_export.tokenizer.groups import Groups, legalise
 from model_export.tokenizer.paths import Rebalancer
+from model_export.tokenizer.targets import Targets
 from service.bundle.item_encoder import assign_new
 from service.errors import CatalogError
 
@@ -85,7 +86,8 @@ def test_balancing_without_groups_costs_what_the_optimum_costs(num_items: int, n
     costs = squared_distances(points, centroids).astype(np.float64)
     prices = np.zeros(num_codes, np.float32)
     groups = Groups(np.arange(num_items), 1, num_codes)
-    codes = Rebalancer(points, centroids, prices, cheapest_codes(points, centroids, prices), groups).run()
+    targets = Targets(points)
+    codes = Rebalancer(targets, centroids, prices, cheapest_codes(targets, centroids, prices), groups).run()
     rows, columns = linear_sum_assignment(np.repeat(costs, num_items // num_codes, axis=1))
     best = costs[rows, columns // (num_items // num_codes)].sum()
     assert np.bincount(codes, minlength=num_codes).tolist() == [num_items // num_codes] * num_codes
@@ -104,8 +106,9 @@ def test_groups_never_crowd_a_code_and_balance_is_still_reached(
     group = np.arange(num_items) // int(rng.integers(1, num_codes * capacity + 1))
     groups = Groups(group, capacity, num_codes)
     prices = rng.standard_normal(num_codes).astype(np.float32)
-    legal = legalise(points, centroids, prices, cheapest_codes(points, centroids, prices), groups)
-    balanced = Rebalancer(points, centroids, prices, legal, groups).run()
+    targets = Targets(points)
+    legal = legalise(targets, centroids, prices, cheapest_codes(targets, centroids, prices), groups)
+    balanced = Rebalancer(targets, centroids, prices, legal, groups).run()
     for codes in (legal, balanced):
         _, counts = np.unique(np.stack([group, codes], axis=1), axis=0, return_counts=True)
         assert counts.max() <= capacity
@@ -157,6 +160,7 @@ def test_a_prefix_gets_no_child_beyond_max_branch() -> None:
     assert assign_new(np.array([2.0], np.float32), codebooks, taken, (2, 3)).tolist() == [0, 2]
 
 
+@SETTINGS
 @given(st.integers(1, 2_000_000), st.integers(1, 5))
 def test_a_chosen_codebook_holds_the_catalog_and_leaves_no_code_empty(num_items: int, num_levels: int) -> None:
     sizes = TokenizerConfig(num_levels=num_levels).codebook_sizes(num_items)
