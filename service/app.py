@@ -191,7 +191,11 @@ def _open_model(settings: Settings, runner: Runner | None) -> tuple[Runner, Cata
     bundle = Bundle.open(settings.bundle)
     bundled = bundle.catalog()
     snapshot = CatalogSnapshot.build(
-        bundled.items, bundled.sids_NL, bundled.num_events_N, max_branch=bundle.manifest.max_branch
+        bundled.items,
+        bundled.sids_NL,
+        bundled.num_events_N,
+        max_branch=bundle.manifest.max_branch,
+        vectors_ND=bundled.vectors_ND,
     )
     if runner is None and settings.runner == "fake":
         runner = FakeRunner(bundle.manifest, settings.fake.service_time_ms / 1000)

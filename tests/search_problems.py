@@ -5,14 +5,15 @@ Legend: B requests, T history, L levels, K items, V codes, W beams, X excluded r
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_export.model import Generator, GeneratorSpec, HistoryBatch, ModelConfig
+from model_export.model import Generator, GeneratorSpec, HistoryBatch, ItemVectors, ModelConfig, TriePaths
+from model_export.model.items import Affinity
 from service.catalog import CatalogSnapshot
 from service.domain import Item
 
@@ -20,6 +21,7 @@ torch.set_num_threads(1)
 
 CODEBOOK_SIZES = (4, 3, 3)
 HISTORY_LENGTH = 4
+VECTOR_WIDTH = 6
 NOW_MS = 1_700_000_000_000
 SCORE_MODES = ("full_softmax", "legal_softmax")
 TOLERANCE = 1e-4
@@ -38,11 +40,12 @@ def tiny_generator(
     context_free: bool = False,
     num_experts: int = 1,
     codebook_sizes: tuple[int, ...] = CODEBOOK_SIZES,
+    catalog: CatalogSnapshot | None = None,
 ) -> Generator:
     """A random generator of width 8 and one layer, its contexts strong enough to change the ranking.
 
     `context_free`: logits are the heads' biases alone, and few values of them, so that all orders of a set tie and
-    many sets tie with others.
+    many sets tie with others. `catalog`: item vectors for its items, and queries that make them matter.
     """
     torch.manual_seed(seed)
     config = ModelConfig(
@@ -56,6 +59,7 @@ def tiny_generator(
         num_active_experts=min(2, num_experts),
         dropout=0.1,
         score_mode=score_mode,  # type: ignore[arg-type]
+        item_vector_width=0 if catalog is None else VECTOR_WIDTH,
     )
     spec = GeneratorSpec(
         codebook_sizes=codebook_sizes[:num_levels],
@@ -64,7 +68,9 @@ def tiny_generator(
         value_edges=((1.0, 5.0), ()),
         has_times=True,
     )
-    generator = Generator(config, spec).eval()
+    generator = Generator(config, spec, None if catalog is None else item_vectors(catalog)).eval()
+    if generator.affinity is not None:
+        make_affinity_matter(generator.affinity)
     with torch.no_grad():
         for tensor in (generator.start_D, generator.level_LD, generator.position_KD, generator.encoder.start_D):
             tensor.normal_()
@@ -78,6 +84,38 @@ def tiny_generator(
             else:
                 head.weight.normal_()
     return generator
+
+
+def item_vectors(catalog: CatalogSnapshot) -> ItemVectors:
+    """Random vectors of the catalog's items; every third item was never seen in training."""
+    draw = torch.Generator().manual_seed(catalog.num_items)
+    embedding_NE = torch.randn(catalog.num_items, VECTOR_WIDTH + 2, generator=draw)
+    items = ItemVectors(
+        VECTOR_WIDTH, embedding_NE, torch.arange(catalog.num_items) % 3 > 0, TriePaths.of(catalog, torch.device("cpu"))
+    )
+    with torch.no_grad():
+        items.residual_ND.normal_(std=0.05, generator=draw)
+    return items
+
+
+@torch.no_grad()
+def make_affinity_matter(affinity: Affinity) -> None:
+    """Queries that depend on the hidden vector as much as on the interest; scales that differ by level."""
+    for layer in (affinity.into_history, affinity.into_slate, *affinity.from_hidden):
+        layer.get_parameter("weight").normal_(std=0.5)
+    affinity.action_A1.weight.uniform_(0.5, 1.5)
+    affinity.decay_logit.fill_(0.7)
+    affinity.log_scale_L.uniform_(0.0, 1.5)
+
+
+def rows_of(history: HistoryBatch, catalog: CatalogSnapshot) -> torch.Tensor:
+    """The row [B, T] of each event's codes; -1 where the catalog has no such item, and in the padding."""
+    row_of = {tuple(sid): row for row, sid in enumerate(catalog.sids_NL.tolist())}
+    rows = [
+        [row_of.get(tuple(code - 2 for code in codes), -1) if place < length else -1 for place, codes in enumerate(one)]
+        for one, length in zip(history.codes_BTL.tolist(), history.lengths_B.tolist(), strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +229,11 @@ def random_problem(
     catalog = make_catalog(sids_NL)
     num_filters = int(rng.integers(1, 4))
     shares_F = rng.choice([0.0, 0.1, 0.5, 1.0], num_filters, p=[0.1, 0.3, 0.3, 0.3])
+    events = [random_events(rng, codebook_sizes, longest_history) for _ in range(num_requests)]
+    history = make_history(events, len(codebook_sizes), padding)
     return Problem(
         catalog=catalog,
-        history=make_history(
-            [random_events(rng, codebook_sizes, longest_history) for _ in range(num_requests)],
-            len(codebook_sizes),
-            padding,
-        ),
+        history=replace(history, rows_BT=rows_of(history, catalog)),
         excluded=tuple(
             frozenset(np.flatnonzero(rng.random(catalog.num_items) < rng.choice([0.0, 0.2, 0.9])).tolist())
             for _ in range(num_requests)
@@ -218,18 +254,15 @@ def one_request(history: HistoryBatch, request: int) -> HistoryBatch:
         values_BT=history.values_BT[part, :length],
         lengths_B=history.lengths_B[part],
         now_B=history.now_B[part],
+        rows_BT=None if history.rows_BT is None else history.rows_BT[part, :length],
     )
 
 
 def repeat_request(history: HistoryBatch, request: int, times: int) -> HistoryBatch:
     """That request's history as a batch of `times`."""
     one = one_request(history, request)
-    return HistoryBatch(
-        **{
-            name: getattr(one, name).expand(times, *getattr(one, name).shape[1:]).contiguous()
-            for name in ("codes_BTL", "actions_BT", "times_BT", "values_BT", "lengths_B", "now_B")
-        }
-    )
+    arrays = {name: array for name, array in vars(one).items() if array is not None}
+    return HistoryBatch(**{name: array.expand(times, *array.shape[1:]).contiguous() for name, array in arrays.items()})
 
 
 class Oracle:

@@ -21,7 +21,7 @@ from model_export.onnx.pieces import export_pieces
 from model_export.search import BeamSearch
 from model_export.search.driver import HISTORY_INPUTS
 from service.catalog import CatalogSnapshot
-from service.inference.ort_runner import catalog_feeds
+from service.inference.ort_runner import trie_feeds
 
 System = Callable[[], torch.Tensor]
 """Decodes one batch and returns the best first codes or rows, so that nothing can be left undone."""
@@ -52,7 +52,7 @@ class Graph:
             "filter_slots": np.zeros(batch_size, dtype=np.int32),
             "allowed_cumsum": self._catalog.allowed_cumsum()[None],
             "beam_slots": np.zeros(self._beam_width, dtype=np.int32),
-            **catalog_feeds(self._catalog),
+            **trie_feeds(self._catalog),
         }
         return lambda: torch.from_numpy(self._ort_session.run(["item_rows"], feeds)[0][:, 0])
 

@@ -2,5 +2,7 @@
 
 from model_export.model.config import GeneratorSpec, ModelConfig
 from model_export.model.generator import Generator, HistoryBatch
+from model_export.model.items import ItemVectors
+from model_export.model.trie import TriePaths
 
-__all__ = ["Generator", "GeneratorSpec", "HistoryBatch", "ModelConfig"]
+__all__ = ["Generator", "GeneratorSpec", "HistoryBatch", "ItemVectors", "ModelConfig", "TriePaths"]

@@ -26,8 +26,13 @@ class ModelConfig:
     """E: experts in each decoder feed-forward; 1 makes it dense."""
     num_active_experts: int = 2
     """Experts that compute for a token."""
+    expert_bias_rate: float = 0.0
+    """u: what a training step adds to the choice bias of an expert with less than its share of the tokens, and takes
+    from one with more (loss-free balancing, arXiv 2408.15664); 0: no bias."""
     dropout: float = 0.1
     """Share of activations dropped while training."""
+    item_vector_width: int = 0
+    """Size of the item vectors that score beside the codes (`model_export.model.items`); 0: codes alone."""
     score_mode: ScoreMode = "full_softmax"
     """`full_softmax`: over the whole codebook; `legal_softmax`: over the codes that the catalog's trie allows."""
 
@@ -41,8 +46,16 @@ class ModelConfig:
             raise ValueError(
                 f"model.num_active_experts must lie in 1..{self.num_experts} (experts), is {self.num_active_experts}"
             )
+        if not 0 <= self.expert_bias_rate < 1:
+            raise ValueError(f"model.expert_bias_rate must lie in [0, 1), is {self.expert_bias_rate}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), is {self.dropout}")
+        if self.item_vector_width < 0:
+            raise ValueError(f"model.item_vector_width must not be negative, is {self.item_vector_width}")
+        if self.item_vector_width > 0 and self.score_mode == "full_softmax":
+            raise ValueError(
+                "model.item_vector_width needs model.score_mode legal_softmax: codes that no item has, have no vector"
+            )
         if self.score_mode not in ("full_softmax", "legal_softmax"):
             raise ValueError(f"model.score_mode must be full_softmax or legal_softmax, not {self.score_mode!r}")
 
@@ -61,6 +74,8 @@ class GeneratorSpec:
     """Per action the ascending bucket edges of its raw value; empty: no value."""
     has_times: bool
     """Whether times mean anything in this data."""
+    embedding_width: int = 0
+    """Size of the item embeddings that item vectors are made of; 0: there are none."""
 
     @property
     def num_levels(self) -> int:

@@ -23,7 +23,11 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Attention(config.width, config.num_heads, config.head_width)
         self.norm_feed_forward = nn.LayerNorm(config.width)
         self.feed_forward = feed_forward(
-            config.width, config.feed_forward_width, config.num_experts, config.num_active_experts
+            config.width,
+            config.feed_forward_width,
+            config.num_experts,
+            config.num_active_experts,
+            has_bias=config.expert_bias_rate > 0,
         )
         self.dropout = nn.Dropout(config.dropout)
 

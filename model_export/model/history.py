@@ -52,9 +52,15 @@ class HistoryEmbedding(nn.Module):
         values_BT: Tensor,
         lengths_B: Tensor,
         now_B: Tensor,
+        items_BTD: Tensor | None = None,
     ) -> Tensor:
-        """Maps histories, oldest first from place 0, to vectors [B, T, D]; padding gets some vector, to be masked."""
+        """Maps histories, oldest first from place 0, to vectors [B, T, D]; padding gets some vector, to be masked.
+
+        `items_BTD`: what else is known of each event's item, added to its codes.
+        """
         x_BTD: Tensor = self.action(actions_BT)
+        if items_BTD is not None:
+            x_BTD = x_BTD + items_BTD
         for level, table in enumerate(self.codes):
             x_BTD = x_BTD + table(codes_BTL[:, :, level])
         # The newest event always has place 0, however the batch is padded.
@@ -92,9 +98,10 @@ class HistoryEncoder(nn.Module):
         values_BT: Tensor,
         lengths_B: Tensor,
         now_B: Tensor,
+        items_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the context [B, T + 1, D] and the bias [B, 1, 1, T + 1] that hides its padding."""
-        x_BTD = self.embedding(codes_BTL, actions_BT, times_BT, values_BT, lengths_B, now_B)
+        x_BTD = self.embedding(codes_BTL, actions_BT, times_BT, values_BT, lengths_B, now_B, items_BTD)
         start = self.start_D.expand(x_BTD.shape[0], 1, -1)
         x_BTD = self.dropout(torch.cat([start, x_BTD], 1))
         place_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.model import Generator
-from model_export.search.driver import OUTPUTS, Search, graph_inputs
+from model_export.search.driver import HISTORY_ROWS, OUTPUTS, Search, graph_inputs
 from model_export.search.eager import search_parameter
 
 IR_VERSION = 10
@@ -29,6 +29,7 @@ _INPUT_TYPES = {
     "allowed_cumsum": (TensorProto.INT32, ("filters", "rows_and_one")),
     "sids": (TensorProto.INT32, ("rows", "levels")),
     "beam_slots": (TensorProto.INT32, ("beams",)),
+    HISTORY_ROWS: (TensorProto.INT32, ("batch", "history")),
 }
 _OUTPUT_TYPES = {
     "item_rows": (TensorProto.INT32, ("batch", "beams", "slate")),
@@ -48,9 +49,13 @@ def assemble(generator: Generator, pieces: dict[str, onnx.ModelProto], max_branc
     """
     writer = _GraphPieces(generator, pieces, max_branch)
     spec = generator.spec
-    names = graph_inputs(spec.num_levels)
+    names = graph_inputs(spec.num_levels, has_vectors=generator.affinity is not None)
     outputs = Search(writer, {name: name for name in names}, spec.slate_size, spec.num_levels).run()
-    dims = {"levels": spec.num_levels, "slate": spec.slate_size}
+    dims = {
+        "levels": spec.num_levels,
+        "slate": spec.slate_size,
+        "item_vector_width": generator.config.item_vector_width,
+    }
     for public, value in outputs.items():
         writer.nodes.append(helper.make_node("Identity", [value], [public], name=public))
     graph = helper.make_graph(
@@ -86,6 +91,8 @@ def _shape(name: str, dims: dict[str, int]) -> list[str | int]:
 def _value_info(name: str, dims: dict[str, int]) -> onnx.ValueInfoProto:
     if name in _INPUT_TYPES:
         return helper.make_tensor_value_info(name, _INPUT_TYPES[name][0], _shape(name, dims))
+    if name.startswith("child_vector_"):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"num_{name}", dims["item_vector_width"]])
     return helper.make_tensor_value_info(name, TensorProto.INT32, [f"num_{name}"])  # a trie array
 
 

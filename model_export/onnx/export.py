@@ -4,16 +4,18 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
 from model_export.data import Examples, PreparedData
+from model_export.model import ItemVectors
 from model_export.onnx.assemble import assemble
 from model_export.onnx.config import ExportConfig
 from model_export.onnx.model_card import model_card
@@ -24,7 +26,11 @@ from model_export.search import BeamSearch, Slates
 from model_export.search.driver import OUTPUTS, graph_inputs
 from model_export.train import TrainedGenerator
 from model_export.train.batches import Collator
+from model_export.train.catalog import TrainingCatalog
 from service.bundle import ActionSpec, BundledCatalog, GoldenTolerance, GraphSpec, Manifest, write_bundle, write_catalog
+from service.bundle.reader import ITEM_VECTORS_FILE
+from service.catalog import CatalogSnapshot
+from service.catalog.trie import vectors_of_children
 from service.errors import BundleError
 from service.inference.golden import FILE as GOLDEN_FILE
 from service.inference.golden import GoldenCases
@@ -63,7 +69,8 @@ def export(
         BundleError: the graph strays from the model by more than the tolerance; nothing is written.
     """
     progress = progress or Progress()
-    generator, snapshot = trained.generator, trained.catalog.snapshot
+    generator, served = trained.generator, _with_vectors(trained)
+    snapshot = served.snapshot
     progress.say("  exporting the pieces of the graph")
     max_branch = roomy_branches(snapshot.trie.max_branch, generator.spec.codebook_sizes)
     model = assemble(generator, export_pieces(generator), max_branch)
@@ -74,11 +81,9 @@ def export(
         fields = _manifest_fields(config, trained, prepared, record, max_branch)
         runner = OrtRunner(_draft_manifest(fields), draft)
         examples = _parity_examples(prepared, config.num_parity_requests)
-        collator = Collator(prepared, trained.catalog, generator.spec, generator.start_D.device)
+        collator = Collator(prepared, served, generator.spec, generator.start_D.device)
         search = BeamSearch(generator, snapshot)
-        history, excluded, slates, decoded = run_both(
-            runner, search, trained.catalog, collator, examples, config.beam_width
-        )
+        history, excluded, slates, decoded = run_both(runner, search, served, collator, examples, config.beam_width)
     parity = compare(slates, decoded, config.logprob_tolerance)
     if not parity.holds:
         raise BundleError(f"the exported graph disagrees with the model: {json.dumps(asdict(parity))}")
@@ -95,9 +100,27 @@ def export(
             GOLDEN_FILE: lambda path: _write_text(path, cases.model_dump_json(indent=1)),
             "MODEL_CARD.md": lambda path: _write_text(path, card),
             **{name: _copier(tokenizer_dir / name) for name in _TOKENIZER_FILES},
+            **({} if generator.items is None else {ITEM_VECTORS_FILE: _vectors_writer(generator.items, snapshot)}),
         },
     )
     return parity
+
+
+def _with_vectors(trained: TrainedGenerator) -> TrainingCatalog:
+    """The catalog as it will be served: with the vectors of its items, where the generator has any."""
+    catalog, items = trained.catalog, trained.generator.items
+    if items is None:
+        return catalog
+    with torch.no_grad():
+        vectors_ND = items().cpu().numpy()
+    snapshot = replace(catalog.snapshot, child_vectors=vectors_of_children(catalog.snapshot.trie, vectors_ND))
+    return replace(catalog, snapshot=snapshot)
+
+
+def _vectors_writer(items: ItemVectors, snapshot: CatalogSnapshot) -> Callable[[Path], None]:
+    vectors_ND = snapshot.child_vectors[-1]
+    projection_DE, centre_E = items.projection.weight.detach().cpu().numpy(), items.centre_E.cpu().numpy()
+    return lambda path: np.savez(path, vectors_ND=vectors_ND, projection_DE=projection_DE, centre_E=centre_E)
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -155,9 +178,8 @@ def _manifest_fields(
 ) -> dict[str, Any]:
     spec = trained.generator.spec
     now = datetime.now(UTC)
-    graph = GraphSpec(
-        file=GRAPH_FILE, precision="float32", inputs=graph_inputs(spec.num_levels), outputs=OUTPUTS
-    ).model_dump()
+    inputs = graph_inputs(spec.num_levels, has_vectors=trained.generator.affinity is not None)
+    graph = GraphSpec(file=GRAPH_FILE, precision="float32", inputs=inputs, outputs=OUTPUTS).model_dump()
     return {
         "model_version": f"{record.name}-{now:%Y%m%d-%H%M%S}",
         "created": now.isoformat(timespec="seconds"),
@@ -168,6 +190,7 @@ def _manifest_fields(
         "beam_width": config.beam_width,
         "max_beam_width": config.max_beam_width,
         "history_length": spec.history_length,
+        "item_vector_width": trained.generator.config.item_vector_width,
         "actions": [ActionSpec(**asdict(action)).model_dump() for action in prepared.actions],
         "default_action": prepared.meta["default_action"],
         "score_mode": trained.generator.config.score_mode,

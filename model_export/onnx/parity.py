@@ -75,6 +75,7 @@ def run_both(
     slates = search.decode(history, beam_width=beam_width, excluded_rows_BX=excluded_BX)
     batch = Batch(
         history_codes_BTL=history.codes_BTL.numpy(),
+        history_rows_BT=_rows(history).numpy(),
         history_actions_BT=history.actions_BT.numpy(),
         history_times_BT=history.times_BT.numpy(),
         history_values_BT=history.values_BT.numpy(),
@@ -102,6 +103,7 @@ def golden_cases(
         cases.append(
             GoldenCase(
                 history_codes=history.codes_BTL[place, :length].tolist(),
+                history_rows=_rows(history)[place, :length].tolist(),
                 history_actions=history.actions_BT[place, :length].tolist(),
                 history_times=history.times_BT[place, :length].tolist(),
                 history_values=[None if np.isnan(value) else value for value in values],
@@ -115,3 +117,8 @@ def golden_cases(
             )
         )
     return cases
+
+
+def _rows(history: HistoryBatch) -> torch.Tensor:
+    assert history.rows_BT is not None
+    return history.rows_BT

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.model import Generator, HistoryBatch
-from model_export.search.driver import HISTORY_INPUTS, Search
+from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, Search, vector_inputs
 from model_export.search.eager import search_parameter
 from model_export.search.pieces import make_pieces
 from service.catalog import CatalogSnapshot
@@ -89,6 +89,11 @@ def _record_search(generator: Generator, problem: int, calls: dict[str, list[tup
         inputs[f"child_begin_{level}"] = torch.from_numpy(catalog.trie.child_begin[level])
         inputs[f"child_code_{level}"] = torch.from_numpy(catalog.trie.child_code[level])
         inputs[f"child_row_{level}"] = torch.from_numpy(catalog.trie.child_row[level])
+    if generator.affinity is not None:
+        inputs[HISTORY_ROWS] = torch.zeros((num_requests, length), dtype=torch.int32)
+        for level, name in enumerate(vector_inputs(spec.num_levels)):
+            num_children = len(catalog.trie.child_code[level])
+            inputs[name] = torch.ones(num_children, generator.config.item_vector_width)
     Search(_Recorder(generator, catalog, calls), inputs, spec.slate_size, spec.num_levels).run()
 
 
@@ -134,7 +139,8 @@ def _by_parameter(module: nn.Module, shapes: list[Any]) -> dict[str, Any]:
     grouped: dict[str, Any] = {}
     for name, parameter in inspect.signature(module.forward).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            grouped[name] = tuple(shapes[len(grouped) :])
+            if rest := tuple(shapes[len(grouped) :]):
+                grouped[name] = rest
         else:
             grouped[name] = shapes[len(grouped)]
     return grouped

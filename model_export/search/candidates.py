@@ -79,13 +79,17 @@ def legal_children(
     return first_BW, code_BWC, exists_BWC, exists_BWC & (left_BWC > 0)
 
 
-def child_logprobs(logits_BWV: Tensor, code_BWC: Tensor, exists_BWC: Tensor, score_mode: str) -> Tensor:
+def child_logprobs(
+    logits_BWV: Tensor, code_BWC: Tensor, exists_BWC: Tensor, score_mode: str, affinity_BWC: Tensor | None = None
+) -> Tensor:
     """Logprob [B, W, C] of each child's code.
 
     `full_softmax` normalises over the whole codebook; `legal_softmax` over the children that exist in the catalog's
-    trie. Filters and exclusions never renormalise.
+    trie, each with its affinity, if any. Filters and exclusions never renormalise.
     """
     if score_mode == "full_softmax":
         return logits_BWV.log_softmax(-1).gather(2, code_BWC)
-    logits_BWC = torch.where(exists_BWC, logits_BWV.gather(2, code_BWC), DEAD)
-    return logits_BWC.log_softmax(-1)
+    logits_BWC = logits_BWV.gather(2, code_BWC)
+    if affinity_BWC is not None:
+        logits_BWC = logits_BWC + affinity_BWC
+    return torch.where(exists_BWC, logits_BWC, DEAD).log_softmax(-1)

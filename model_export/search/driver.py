@@ -19,6 +19,8 @@ HISTORY_INPUTS = (
     "history_lengths",
     "now",
 )
+HISTORY_ROWS = "history_rows"
+"""A further input of generators with item vectors."""
 REQUEST_INPUTS = ("excluded_rows", "filter_slots", "allowed_cumsum", "sids", "beam_slots")
 OUTPUTS = ("item_rows", "item_valid", "level_logprobs", "scores")
 
@@ -30,9 +32,15 @@ def trie_inputs(num_levels: int) -> tuple[str, ...]:
     )
 
 
-def graph_inputs(num_levels: int) -> tuple[str, ...]:
+def vector_inputs(num_levels: int) -> tuple[str, ...]:
+    """Names of the nodes' vectors, level by level; those of the last level are the items'."""
+    return tuple(f"child_vector_{level}" for level in range(num_levels))
+
+
+def graph_inputs(num_levels: int, *, has_vectors: bool) -> tuple[str, ...]:
     """All inputs of the search, in order."""
-    return (*HISTORY_INPUTS, *REQUEST_INPUTS, *trie_inputs(num_levels))
+    vectors = (HISTORY_ROWS, *vector_inputs(num_levels)) if has_vectors else ()
+    return (*HISTORY_INPUTS, *REQUEST_INPUTS, *trie_inputs(num_levels), *vectors)
 
 
 class Pieces(Protocol, Generic[Value]):
@@ -43,8 +51,11 @@ class Pieces(Protocol, Generic[Value]):
         ...
 
     def parameter(self, name: str, *index: int) -> Value:
-        """`code_table`, `head`, `head_bias`, `branch`, `level` at a level; `offset` at a position and a level;
-        `position` at a position."""
+        """Weights and constants of the search.
+
+        `code_table`, `head`, `head_bias`, `branch`, `level` at a level, with item vectors `query`, `query_bias` and
+        `scale` too; `offset` at a position and a level; `position` at a position.
+        """
         ...
 
 
@@ -56,14 +67,20 @@ class Search(Generic[Value]):
         self._inputs = inputs
         self._slate_size = slate_size
         self._num_levels = num_levels
+        self._has_vectors = HISTORY_ROWS in inputs
+        self._item_vectors = (inputs[vector_inputs(num_levels)[-1]],) if self._has_vectors else ()
 
     def run(self) -> dict[str, Value]:
         """Writes the slate item by item, code by code."""
         pieces, inputs = self._pieces, self._inputs
         request = (inputs["excluded_rows"], inputs["filter_slots"], inputs["allowed_cumsum"])
-        (self._bias, self._available, self._counts, self._score, self._rows, root, self._trace, empty, *context) = (
-            pieces.run("start", *(inputs[name] for name in HISTORY_INPUTS), *request)
+        history = [inputs[name] for name in HISTORY_INPUTS]
+        vectors = (inputs[HISTORY_ROWS], *self._item_vectors) if self._has_vectors else ()
+        (self._bias, self._available, self._counts, self._score, self._rows, root, self._trace, empty, *rest) = (
+            pieces.run("start", *history, *request, *vectors)
         )
+        num_interests = len(self._item_vectors)
+        self._interest, context = tuple(rest[:num_interests]), rest[num_interests:]
         self._context = tuple(context)
         self._suffix = (empty,) * len(context)
         self._excluded_codes = [
@@ -79,11 +96,14 @@ class Search(Generic[Value]):
         (self._twice,) = pieces.run("widen", inputs["beam_slots"])
         for position in range(self._slate_size):
             if position == 0:
-                (token,) = pieces.run("first_token", self._score, pieces.parameter("offset", 0, 0))
+                (token,) = pieces.run("first_token", self._score, pieces.parameter("offset", 0, 0), *self._interest)
             else:
                 tables = (pieces.parameter("code_table", level) for level in range(self._num_levels))
                 offset = pieces.parameter("offset", position, 0)
-                (token,) = pieces.run("item_token", self._rows, inputs["sids"], offset, *tables)
+                (token, *interest) = pieces.run(
+                    "item_token", self._rows, inputs["sids"], offset, *self._interest, *self._item_vectors, *tables
+                )
+                self._interest = tuple(interest)
                 (root,) = pieces.run("root", self._score)
             self._write_item(position, token, root)
         outputs = pieces.run("finish", self._score, self._rows, self._trace)
@@ -102,9 +122,10 @@ class Search(Generic[Value]):
                 chosen = pieces.run("distinct", *chosen, self._rows, inputs["beam_slots"])
             self._score, parent, node, logprob = chosen
             self._rows, self._trace, *inherited = pieces.run(
-                "advance", parent, logprob, self._rows, self._trace, *suffix
+                "advance", parent, logprob, self._rows, self._trace, *self._interest, *suffix
             )
-            self._suffix = tuple(inherited)
+            num_interests = len(self._interest)
+            self._interest, self._suffix = tuple(inherited[:num_interests]), tuple(inherited[num_interests:])
             if not ends_item:
                 table = pieces.parameter("code_table", level)
                 offset = pieces.parameter("offset", position, level + 1)
@@ -115,8 +136,13 @@ class Search(Generic[Value]):
 
     def _step(self, position: int, level: int, token: Value, node: Value) -> tuple[Value, ...]:
         pieces, inputs = self._pieces, self._inputs
+        affinity: tuple[Value, ...] = ()
+        if self._has_vectors:
+            parameters = (pieces.parameter(name, level) for name in ("query", "query_bias", "scale"))
+            affinity = (*self._interest, inputs[f"child_vector_{level}"], *parameters)
         return pieces.run(
-            "step",
+            # All beams stand at the root when an item begins: they share one table of children.
+            "root_step" if self._has_vectors and level == 0 else "step",
             token,
             self._bias,
             self._score,
@@ -135,6 +161,7 @@ class Search(Generic[Value]):
             inputs["filter_slots"],
             pieces.parameter("head", level),
             pieces.parameter("head_bias", level),
+            *affinity,
             *self._suffix,
             *self._context,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_export.model import Generator, HistoryBatch
-from model_export.search.driver import HISTORY_INPUTS, Search
+from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, Search, vector_inputs
 from model_export.search.pieces import make_pieces
 from service.catalog import CatalogSnapshot
 
@@ -77,6 +77,7 @@ class BeamSearch:
             allowed_cumsum=allowed_cumsum_FN,
             beam_slots=torch.zeros(beam_width, dtype=torch.int32, device=device),
         )
+        inputs.update(self._vectors(history))
         spec = self.generator.spec
         was_training = self.generator.training
         self.generator.eval()
@@ -88,6 +89,19 @@ class BeamSearch:
             level_logprobs_BWKL=out["level_logprobs"],
             scores_BW=out["scores"],
         )
+
+    def _vectors(self, history: HistoryBatch) -> dict[str, Tensor]:
+        """The rows of the histories and the nodes' vectors: the catalog's where it brings them, else as trained."""
+        items = self.generator.items
+        if items is None:
+            return {}
+        assert history.rows_BT is not None
+        device = self.generator.start_D.device
+        if self.catalog.child_vectors:
+            tables = [torch.from_numpy(table_MD).to(device) for table_MD in self.catalog.child_vectors]
+        else:
+            tables = items.of_children(items())
+        return {HISTORY_ROWS: history.rows_BT, **dict(zip(vector_inputs(len(tables)), tables, strict=True))}
 
 
 class EagerPieces:
@@ -119,6 +133,8 @@ def search_parameter(generator: Generator, max_branch: tuple[int, ...], name: st
             tensor = generator.heads[level].get_parameter("weight")
         case "head_bias":
             tensor = generator.heads[level].get_parameter("bias")
+        case "query" | "query_bias" | "scale":
+            tensor = _query_parameter(generator, name, level)
         case "offset":
             tensor = generator.position_offset(*index)
         case "branch":
@@ -130,3 +146,11 @@ def search_parameter(generator: Generator, max_branch: tuple[int, ...], name: st
         case _:
             raise AssertionError(name)
     return tensor
+
+
+def _query_parameter(generator: Generator, name: str, level: int) -> Tensor:
+    assert generator.affinity is not None
+    if name == "scale":
+        return generator.affinity.log_scale_L[level].exp()
+    layer = generator.affinity.from_hidden[level]
+    return layer.get_parameter("weight" if name == "query" else "bias")

@@ -4,14 +4,14 @@
 
 Legend: B requests, T history, L levels, W beams in, U beams out, K slate size, S codes of the suffix, R chosen rows
 plus one dummy, C children of a node, V codes of a level, X excluded rows, F filter slots, N items, D width,
-H heads, A = heads x head width, P logprobs so far, N beams of all requests.
+H heads, A = heads x head width, P logprobs so far, N beams of all requests (or items), M nodes of a level.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_export.model import Generator
+from model_export.model import Generator, HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from model_export.search.candidates import DEAD, child_logprobs, legal_children, take
 
@@ -39,13 +39,24 @@ class Start(nn.Module):
         excluded_BX: Tensor,
         filter_slots_B: Tensor,
         allowed_cumsum_FN: Tensor,
+        *vectors: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Encodes and counts.
+        """Encodes and counts; `vectors`: history rows [B, T] and item vectors [N, D], where there are any.
 
-        Returns bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 0, A], and the
-        context keys and values of every layer.
+        Returns bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 0, A], with
+        item vectors the interest [B, D], and the context keys and values of every layer.
         """
-        memory_BTD, bias = self.generator.encoder(codes_BTL, actions_BT, times_BT, values_BT, lengths_B, now_B)
+        rows_BT, vectors_ND = vectors or (None, None)
+        history = HistoryBatch(
+            codes_BTL=codes_BTL,
+            actions_BT=actions_BT,
+            times_BT=times_BT,
+            values_BT=values_BT,
+            lengths_B=lengths_B,
+            now_B=now_B,
+            rows_BT=rows_BT,
+        )
+        memory_BTD, bias, interest_BD = self.generator.encode(history, vectors_ND)
         context = self.generator.decoder.context(memory_BTD)
         offset_B1 = (filter_slots_B * allowed_cumsum_FN.shape[1]).unsqueeze(1)
         cumsum = allowed_cumsum_FN.flatten()
@@ -59,7 +70,8 @@ class Start(nn.Module):
         inner = self.generator.config.num_heads * self.generator.config.head_width
         suffix_NSA = trace_BWP[:, 0, :0, None].expand(-1, -1, inner)
         flat = [tensor for pair in context for tensor in pair]
-        return (bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_NSA, *flat)
+        interest = () if interest_BD is None else (interest_BD,)
+        return (bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_NSA, *interest, *flat)
 
 
 class ExcludedCodes(nn.Module):
@@ -74,21 +86,40 @@ class ExcludedCodes(nn.Module):
 class FirstToken(nn.Module):
     """Decoder input before the first item."""
 
-    def forward(self, score_BW: Tensor, offset_D: Tensor) -> Tensor:
-        """Returns [B, W, D]."""
-        return torch.zeros_like(score_BW).unsqueeze(-1) + offset_D
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.affinity = generator.affinity
+
+    def forward(self, score_BW: Tensor, offset_D: Tensor, *interest: Tensor) -> Tensor:
+        """Returns [B, W, D]; `interest` [N, D], where there are item vectors."""
+        x_BWD = torch.zeros_like(score_BW).unsqueeze(-1) + offset_D
+        if self.affinity is not None:
+            x_BWD = x_BWD + self.affinity.into_slate(interest[0]).view_as(x_BWD)
+        return x_BWD
 
 
 class ItemToken(nn.Module):
     """Decoder input before every later item: [BOS] and the item just written."""
 
-    def forward(self, rows_BWR: Tensor, sids_NL: Tensor, offset_D: Tensor, *tables: Tensor) -> Tensor:
-        """Returns [B, W, D]; `tables` are the code embeddings [V + 2, D] of all levels."""
-        code_BWL = take(sids_NL, rows_BWR[:, :, -1].clamp(min=0)) + NUM_RESERVED_CODES
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.affinity = generator.affinity
+
+    def forward(self, rows_BWR: Tensor, sids_NL: Tensor, offset_D: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """Returns [B, W, D], and the interest after the item where there are item vectors.
+
+        `rest`: with item vectors the interest [N, D] and the vectors; then the code embeddings [V + 2, D] by level.
+        """
+        tables = rest if self.affinity is None else rest[2:]
+        row_BW = rows_BWR[:, :, -1].clamp(min=0)
+        code_BWL = take(sids_NL, row_BW) + NUM_RESERVED_CODES
         x_BWD = offset_D
         for level, table in enumerate(tables):
             x_BWD = x_BWD + take(table, code_BWL[:, :, level])
-        return x_BWD
+        if self.affinity is None:
+            return (x_BWD,)
+        interest_ND = self.affinity.after(rest[0], take(rest[1], row_BW.flatten()))
+        return x_BWD + self.affinity.into_slate(interest_ND).view_as(x_BWD), interest_ND
 
 
 class CodeToken(nn.Module):
@@ -102,10 +133,12 @@ class CodeToken(nn.Module):
 class Step(nn.Module):
     """Decodes one code per beam and scores the children of each beam's node."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, at_root: bool = False) -> None:
         super().__init__()
         self.decoder = generator.decoder
+        self.affinity = generator.affinity
         self.score_mode = generator.config.score_mode
+        self.at_root = at_root
 
     def forward(
         self,
@@ -127,12 +160,16 @@ class Step(nn.Module):
         filter_slots_B: Tensor,
         head_VD: Tensor,
         head_bias_V: Tensor,
-        *layers: Tensor,
+        *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        """`layers` are the suffix and then the context of every layer, each keys and values.
+        """Decodes and scores.
+
+        `rest`: with item vectors the interest [N, D], the vectors [M, D] of the level's children, and weight, bias and
+        scale of the level's queries; then the suffix and the context of every layer, each keys and values.
 
         Returns scores [B, W, C] and logprobs [B, W, C] of the children, first_BW, and the grown suffix.
         """
+        layers = rest if self.affinity is None else rest[5:]
         half = len(layers) // 2
         hidden_ND, suffix = self.decoder.step(x_BWD.flatten(0, 1), pairs(layers[:half]), pairs(layers[half:]), bias)
         logits_BWV = F.linear(hidden_ND, head_VD, head_bias_V).unflatten(0, (bias.shape[0], -1))
@@ -147,7 +184,11 @@ class Step(nn.Module):
             allowed_cumsum_FN,
             filter_slots_B,
         )
-        logprob_BWC = child_logprobs(logits_BWV, code_BWC, exists_BWC, self.score_mode)
+        affinity_BWC = None
+        if self.affinity is not None:
+            query_BWD = self._query(hidden_ND, *rest[:1], *rest[2:5]).unflatten(0, (bias.shape[0], -1))
+            affinity_BWC = self._affinities(query_BWD, rest[1], first_BW, branch_C, exists_BWC)
+        logprob_BWC = child_logprobs(logits_BWV, code_BWC, exists_BWC, self.score_mode, affinity_BWC)
         total_BWC = torch.where(legal_BWC, score_BW.unsqueeze(-1) + logprob_BWC, DEAD)
         # A request whose catalog is used up keeps its beams as they are: one child each, at no cost.
         exhausted_B11 = (available_B <= position)[:, None, None]
@@ -155,6 +196,22 @@ class Step(nn.Module):
         total_BWC = torch.where(exhausted_B11, kept_BWC, total_BWC)
         logprob_BWC = torch.where(exhausted_B11, 0.0, logprob_BWC)
         return (total_BWC, logprob_BWC, first_BW, *[tensor for pair in suffix for tensor in pair])
+
+    def _query(self, hidden_ND: Tensor, interest_ND: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        """As `Affinity.query`, the level's parameters given."""
+        assert self.affinity is not None
+        query_ND = self.affinity.from_interest(interest_ND) + F.linear(hidden_ND, weight, bias)
+        return F.normalize(query_ND, dim=-1) * scale
+
+    def _affinities(
+        self, query_BWD: Tensor, vectors_MD: Tensor, first_BW: Tensor, branch_C: Tensor, exists_BWC: Tensor
+    ) -> Tensor:
+        """Query times vector of each child, [B, W, C]."""
+        if self.at_root:
+            is_child_C = branch_C < vectors_MD.shape[0]
+            return query_BWD @ take(vectors_MD, torch.where(is_child_C, branch_C, 0)).T
+        child_BWC = torch.where(exists_BWC, first_BW.unsqueeze(-1) + branch_C, 0)
+        return (take(vectors_MD, child_BWC) @ query_BWD.unsqueeze(3)).squeeze(3)
 
 
 class Select(nn.Module):
@@ -208,7 +265,10 @@ class Advance(nn.Module):
     def forward(
         self, parent_BU: Tensor, logprob_BU: Tensor, rows_BWR: Tensor, trace_BWP: Tensor, *suffix: Tensor
     ) -> tuple[Tensor, ...]:
-        """Returns rows_BUR, trace_BUP with the new logprob appended, and the suffix of each layer."""
+        """Returns rows_BUR, trace_BUP with the new logprob appended, and the suffix of each layer.
+
+        With item vectors the suffix begins with the interest.
+        """
         num_beams = rows_BWR.shape[1]
         offset_B1 = torch.arange(parent_BU.shape[0], device=parent_BU.device).unsqueeze(1) * num_beams
         place = (parent_BU + offset_B1).flatten()
@@ -268,11 +328,12 @@ def make_pieces(generator: Generator) -> dict[str, nn.Module]:
         "start": Start(generator),
         "excluded_codes": ExcludedCodes(),
         "widen": Widen(),
-        "first_token": FirstToken(),
-        "item_token": ItemToken(),
+        "first_token": FirstToken(generator),
+        "item_token": ItemToken(generator),
         "code_token": CodeToken(),
         "root": Root(),
         "step": Step(generator),
+        "root_step": Step(generator, at_root=True),
         "select": Select(),
         "distinct": Distinct(),
         "advance": Advance(),

@@ -66,6 +66,8 @@ class Manifest(_Strict):
     max_beam_width: int = Field(ge=1)
     history_length: int = Field(ge=1)
     """T: newest events that the model reads."""
+    item_vector_width: int = Field(default=0, ge=0)
+    """Size of the vectors in `item_vectors.npz`; 0: the model scores by codes alone, and there is no such file."""
     actions: tuple[ActionSpec, ...]
     default_action: str
     score_mode: ScoreMode

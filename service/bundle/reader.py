@@ -16,6 +16,9 @@ from service.domain import Item
 from service.errors import BundleError
 
 CATALOG_FILE = "catalog.parquet"
+ITEM_VECTORS_FILE = "item_vectors.npz"
+"""`vectors_ND`: the model's vector of each item, in the order of the catalog; `projection_DE`, `centre_E`: what makes
+the vector of a new item from its embedding e, normalise(projection (e - centre))."""
 CATALOG_SCHEMA = pa.schema(
     {
         "item_id": pa.string(),
@@ -80,7 +83,24 @@ class Bundle:
         if any(len(sid) != self.manifest.num_levels for sid in sids):
             raise BundleError(f"{file}: a sid has not {self.manifest.num_levels} levels")
         sids_NL = np.array(sids, dtype=np.int32).reshape(len(items), self.manifest.num_levels)
-        return BundledCatalog(items, sids_NL, np.array(columns[-2], dtype=np.int64))
+        return BundledCatalog(items, sids_NL, np.array(columns[-2], dtype=np.int64), self._item_vectors(len(items)))
+
+    def _item_vectors(self, num_items: int) -> npt.NDArray[np.float32] | None:
+        if self.manifest.item_vector_width == 0:
+            return None
+        file = self.path / ITEM_VECTORS_FILE
+        if ITEM_VECTORS_FILE not in self.manifest.files:
+            raise BundleError(f"{file}: the manifest does not name it")
+        try:
+            with np.load(file) as arrays:
+                vectors_ND: npt.NDArray[np.float32] = arrays["vectors_ND"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(f"{file}: cannot be read: {error}") from error
+        expected = (num_items, self.manifest.item_vector_width)
+        if vectors_ND.shape != expected or vectors_ND.dtype != np.float32:
+            found = f"{vectors_ND.dtype} {vectors_ND.shape}"
+            raise BundleError(f"{file}: holds {found}, but catalog and manifest say float32 {expected}")
+        return vectors_ND
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +111,8 @@ class BundledCatalog:
     sids_NL: npt.NDArray[np.int32]
     num_events_N: npt.NDArray[np.int64]
     """Training events of each item: the popularity that fallbacks go by."""
+    vectors_ND: npt.NDArray[np.float32] | None = None
+    """The model's vector of each item, if it has any."""
 
 
 def file_sha256(file: Path) -> str:

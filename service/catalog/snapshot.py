@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.catalog.filters import TagFilter
-from service.catalog.trie import Trie, build_trie
+from service.catalog.trie import Trie, build_trie, vectors_of_children
 from service.domain import Item, item_key
 from service.errors import CatalogError
 
@@ -38,6 +38,9 @@ class CatalogSnapshot:
     """... and the row of each."""
     _row_of_id: dict[str, int]
     _tag_rows: dict[str, npt.NDArray[np.int32]]
+    child_vectors: tuple[npt.NDArray[np.float32], ...] = ()
+    """Per level the vector [children, D] of each child, as `trie.child_code`; of the last level they are the items'.
+    Empty where the model has no item vectors."""
     _cumsums: OrderedDict[TagFilter | None, npt.NDArray[np.int32]] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
 
@@ -48,6 +51,7 @@ class CatalogSnapshot:
         sids_NL: npt.NDArray[np.int32],
         popularity_N: npt.NDArray[np.int64] | None = None,
         max_branch: Sequence[int] | None = None,
+        vectors_ND: npt.NDArray[np.float32] | None = None,
     ) -> "CatalogSnapshot":
         """Sorts the items by sid and builds everything a batch needs.
 
@@ -56,12 +60,15 @@ class CatalogSnapshot:
             sids_NL: The sid of each item, in the same order.
             popularity_N: Training events of each item; zeros if None.
             max_branch: Per level, the most children a node may have (the manifest's); None: not checked.
+            vectors_ND: The model's vector of each item, of length 1, in the same order; None: it has none.
 
         Raises:
             CatalogError: no items, a repeated id, a collision, or more children than `max_branch` allows.
         """
         if len(items) != len(sids_NL):
             raise CatalogError(f"{len(items)} items, but {len(sids_NL)} sids")
+        if vectors_ND is not None and len(vectors_ND) != len(items):
+            raise CatalogError(f"{len(items)} items, but {len(vectors_ND)} item vectors")
         if popularity_N is None:
             popularity_N = np.zeros(len(items), dtype=np.int64)
         order_N = np.lexsort(sids_NL.T[::-1])
@@ -89,6 +96,7 @@ class CatalogSnapshot:
             _key_rows_N=key_order_N,
             _row_of_id=row_of_id,
             _tag_rows=_rows_by_tag(ordered),
+            child_vectors=() if vectors_ND is None else vectors_of_children(trie, vectors_ND[order_N]),
         )
 
     @property

@@ -1,6 +1,6 @@
 """The trie of legal semantic IDs as flat arrays: a node is a range of rows, its children are a range of nodes.
 
-Legend: N items (rows), L levels, M_d nodes at depth d (M_0 = 1, M_L = N).
+Legend: N items (rows), L levels, M_d nodes at depth d (M_0 = 1, M_L = N), D vector width.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from service.errors import CatalogError
 
 Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,13 @@ def build_trie(sids_NL: Int32Array) -> Trie:
     if len(node_row) != num_rows:
         raise CatalogError(f"{num_rows - len(node_row)} item(s) share a sid with another (a collision)")
     return Trie(tuple(child_begin), tuple(child_code), tuple(child_row))
+
+
+def vectors_of_children(trie: Trie, vectors_ND: Float32Array) -> tuple[Float32Array, ...]:
+    """Per level the normalised mean [M_(l+1), D] of the item vectors under each child; a zero mean stays zero."""
+    levels = []
+    for row in trie.child_row:
+        sum_MD = np.add.reduceat(vectors_ND, row[:-1], axis=0, dtype=np.float32)
+        length_M1 = np.linalg.norm(sum_MD, axis=1, keepdims=True)
+        levels.append(np.ascontiguousarray(sum_MD / np.maximum(length_M1, np.float32(1e-12)), dtype=np.float32))
+    return tuple(levels)

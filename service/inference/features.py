@@ -85,6 +85,8 @@ def _histories(
     codes_AL = np.where(rows_A[:, None] >= 0, snapshot.sids_NL[rows_A] + FIRST_CODE, UNKNOWN_CODE)
     codes_BTL = np.full((*filled_BT.shape, manifest.num_levels), PAD_CODE, dtype=np.int32)
     codes_BTL[filled_BT] = codes_AL
+    rows_BT = np.full(filled_BT.shape, NO_ROW, dtype=np.int32)
+    rows_BT[filled_BT] = rows_A
     actions_BT = np.zeros(filled_BT.shape, dtype=np.int32)
     actions_BT[filled_BT] = np.concatenate([request.actions_E[-newest:] for request in requests])
     times_BT = np.zeros(filled_BT.shape, dtype=np.int64)
@@ -95,6 +97,7 @@ def _histories(
     values_BT[filled_BT] = np.concatenate([request.values_E[-newest:] for request in requests])
     return {
         "history_codes_BTL": codes_BTL,
+        "history_rows_BT": rows_BT,
         "history_actions_BT": actions_BT,
         "history_times_BT": times_BT,
         "history_values_BT": values_BT,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.bundle import Bundle
 from service.catalog import CatalogSnapshot
 from service.errors import BundleError, RunnerError
-from service.inference.runner import Batch, Runner
+from service.inference.runner import NO_ROW, Batch, Runner
 
 FILE = "golden.json"
 MARGIN_IN_TOLERANCES = 10
@@ -26,6 +26,8 @@ class GoldenCase(BaseModel):
 
     history_codes: list[list[int]]
     """[T, L], as in `Batch.history_codes_BTL`, without padding."""
+    history_rows: list[int]
+    """[T] rows of the bundle's own catalog; -1: it does not hold the item."""
     history_actions: list[int]
     history_times: list[int]
     history_values: list[float | None]
@@ -42,7 +44,9 @@ class GoldenCase(BaseModel):
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "GoldenCase":
-        events = (self.history_codes, self.history_actions, self.history_times, self.history_values)
+        events = (
+            self.history_codes, self.history_rows, self.history_actions, self.history_times, self.history_values
+        )  # fmt: skip
         if len({len(field) for field in events}) > 1:
             raise ValueError("the fields of the history have different lengths")
         if len({len(codes) for codes in self.history_codes} | {len(one) for one in self.level_logprobs}) > 1:
@@ -98,6 +102,7 @@ def case_batch(case: GoldenCase, snapshot: CatalogSnapshot) -> Batch:
     values = [np.nan if value is None else value for value in case.history_values]
     return Batch(
         history_codes_BTL=codes_BTL,
+        history_rows_BT=np.array([[*case.history_rows, NO_ROW]], dtype=np.int32),
         history_actions_BT=_padded(case.history_actions, np.int32),
         history_times_BT=_padded(case.history_times, np.int64),
         history_values_BT=np.array([[*values, np.nan]], dtype=np.float32),

@@ -5,8 +5,10 @@ Legend: B requests, W beams, K slate size, L levels, N items.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from service.bundle import Manifest
@@ -75,7 +77,7 @@ class OrtRunner:
 
     def run(self, batch: Batch) -> Decoded:
         """Decodes one batch; see `Runner.run`."""
-        feeds = {
+        feeds: dict[str, npt.NDArray[Any]] = {
             "history_codes": batch.history_codes_BTL,
             "history_actions": batch.history_actions_BT,
             "history_times": batch.history_times_BT,
@@ -86,8 +88,11 @@ class OrtRunner:
             "filter_slots": batch.filter_slots_B,
             "allowed_cumsum": batch.allowed_cumsum_FN,
             "beam_slots": np.zeros(batch.beam_width, dtype=np.int32),
-            **catalog_feeds(batch.catalog),
+            **trie_feeds(batch.catalog),
         }
+        if self._manifest.item_vector_width:
+            feeds["history_rows"] = batch.history_rows_BT
+            feeds |= {f"child_vector_{level}": table for level, table in enumerate(batch.catalog.child_vectors)}
         try:
             rows, valid, logprobs, scores = self._ort_session.run(self._manifest.graphs["generator"].outputs, feeds)
         except Exception as error:  # as above
@@ -95,8 +100,8 @@ class OrtRunner:
         return Decoded(item_rows_BWK=rows, item_valid_BWK=valid, level_logprobs_BWKL=logprobs, scores_BW=scores)
 
 
-def catalog_feeds(catalog: CatalogSnapshot) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int32]]]:
-    """The catalog's arrays under the graph's input names."""
+def trie_feeds(catalog: CatalogSnapshot) -> dict[str, npt.NDArray[np.int32]]:
+    """The catalog's trie under the graph's input names."""
     feeds = {"sids": catalog.sids_NL}
     trie = catalog.trie
     for level, (begin, code, row) in enumerate(zip(trie.child_begin, trie.child_code, trie.child_row, strict=True)):

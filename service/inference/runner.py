@@ -29,6 +29,8 @@ class Batch:
     """Inputs of one run. History is oldest first, from place 0; places at and after the length are padding."""
 
     history_codes_BTL: npt.NDArray[np.int32]
+    history_rows_BT: npt.NDArray[np.int32]
+    """Row of each event's item; NO_ROW pads, and stands where the code is UNKNOWN_CODE."""
     history_actions_BT: npt.NDArray[np.int32]
     """Manifest numbers, from 1; 0 pads."""
     history_times_BT: npt.NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Graphs are exported once for all tests: each takes a while."""
 
 import pytest
-from exported_graphs import Exported, dense_generator, export_to, mixture_generator
+from exported_graphs import Exported, dense_generator, export_to, mixture_generator, vector_generator
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,13 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_to(tmp_path_factory.mktemp("dense"), dense_generator())
 
 
-@pytest.fixture(params=["mixture", "dense"])
+@pytest.fixture(scope="session")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Experts, three levels, slates of three, item vectors, legal softmax."""
+    return export_to(tmp_path_factory.mktemp("vectors"), vector_generator())
+
+
+@pytest.fixture(params=["mixture", "dense", "vectors"])
 def exported(request: pytest.FixtureRequest) -> Exported:
     """Each of the graphs."""
     graph: Exported = request.getfixturevalue(request.param)

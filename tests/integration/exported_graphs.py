@@ -1,13 +1,13 @@
 """Two small generators as graphs, and the arrays of a problem as the runner takes them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from search_problems import Problem
+from search_problems import VECTOR_WIDTH, Problem, item_vectors, make_affinity_matter, make_catalog, rows_of
 
 from model_export.model import Generator, GeneratorSpec, HistoryBatch, ModelConfig
 from model_export.onnx.assemble import assemble
@@ -16,6 +16,8 @@ from model_export.onnx.pieces import export_pieces
 from model_export.search import BeamSearch, Slates
 from model_export.search.driver import OUTPUTS, graph_inputs
 from service.bundle import Manifest
+from service.catalog import CatalogSnapshot
+from service.catalog.trie import vectors_of_children
 from service.inference.ort_runner import OrtRunner
 from service.inference.runner import Batch, Decoded
 
@@ -47,9 +49,10 @@ class Exported:
 
 def mixture_generator() -> Generator:
     """Two decoder layers of experts, three levels, slates of three; histories of at most four events are trained on."""
+    torch.manual_seed(3)
     config = ModelConfig(
         width=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=2, feed_forward_width=24,
-        num_experts=4, num_active_experts=2, dropout=0.1, score_mode="full_softmax",
+        num_experts=4, num_active_experts=2, expert_bias_rate=0.01, dropout=0.1, score_mode="full_softmax",
     )  # fmt: skip
     spec = GeneratorSpec(
         codebook_sizes=(7, 5, 4), slate_size=3, history_length=4, value_edges=((1.0, 5.0), ()), has_times=True
@@ -59,12 +62,37 @@ def mixture_generator() -> Generator:
 
 def dense_generator() -> Generator:
     """One dense layer, two levels, one item, no times and no values."""
+    torch.manual_seed(3)
     config = ModelConfig(
         width=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, feed_forward_width=24,
         num_experts=1, dropout=0.1, score_mode="legal_softmax",
     )  # fmt: skip
     spec = GeneratorSpec(codebook_sizes=(9, 8), slate_size=1, history_length=20, value_edges=((), ()), has_times=False)
     return _lively(Generator(config, spec))
+
+
+def vector_generator() -> Generator:
+    """One layer of experts, three levels, slates of three, item vectors; the catalogs of problems bring their own."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        width=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, feed_forward_width=24,
+        num_experts=3, num_active_experts=2, dropout=0.1, score_mode="legal_softmax", item_vector_width=VECTOR_WIDTH,
+    )  # fmt: skip
+    spec = GeneratorSpec(
+        codebook_sizes=(7, 5, 4), slate_size=3, history_length=4, value_edges=((1.0, 5.0), ()), has_times=True,
+        embedding_width=VECTOR_WIDTH + 2,
+    )  # fmt: skip
+    generator = _lively(Generator(config, spec, item_vectors(make_catalog([(0, 0, 0), (6, 4, 3)]))))
+    assert generator.affinity is not None
+    make_affinity_matter(generator.affinity)
+    return generator
+
+
+def served(catalog: CatalogSnapshot) -> CatalogSnapshot:
+    """The catalog with vectors of its items; a graph that knows of none is not given them."""
+    with torch.no_grad():
+        vectors_ND = item_vectors(catalog)().numpy()
+    return replace(catalog, child_vectors=vectors_of_children(catalog.trie, vectors_ND))
 
 
 def _lively(generator: Generator) -> Generator:
@@ -74,6 +102,9 @@ def _lively(generator: Generator) -> Generator:
         for name, parameter in generator.named_parameters():
             if name.startswith("heads.") or "embedding" in name or name in {"level_LD", "position_KD", "start_D"}:
                 parameter.normal_()
+        for name, buffer in generator.named_buffers():
+            if name.endswith("choice_bias_E"):
+                buffer.normal_()
     return generator.eval()
 
 
@@ -88,7 +119,7 @@ def export_to(folder: Path, generator: Generator) -> Exported:
 def manifest_fields(generator: Generator) -> dict[str, Any]:
     """What a manifest says of this generator."""
     spec = generator.spec
-    inputs = graph_inputs(spec.num_levels)
+    inputs = graph_inputs(spec.num_levels, has_vectors=generator.affinity is not None)
     graph = {"file": "generator.onnx", "precision": "float32", "inputs": inputs, "outputs": OUTPUTS}
     return {
         "model_version": "tiny-1",
@@ -100,6 +131,7 @@ def manifest_fields(generator: Generator) -> dict[str, Any]:
         "beam_width": 5,
         "max_beam_width": 20,
         "history_length": spec.history_length,
+        "item_vector_width": generator.config.item_vector_width,
         "actions": [{"name": "view"}, {"name": "like"}],
         "default_action": "view",
         "score_mode": generator.config.score_mode,
@@ -118,20 +150,22 @@ def as_batch(problem: Problem, beam_width: int) -> Batch:
     return Batch(
         **{f"history_{name}": getattr(problem.history, name).numpy() for name in ("codes_BTL", "actions_BT")},
         **{f"history_{name}": getattr(problem.history, name).numpy() for name in ("times_BT", "values_BT")},
+        history_rows_BT=rows_of(problem.history, problem.catalog).numpy(),
         history_lengths_B=problem.history.lengths_B.numpy(),
         now_B=problem.history.now_B.numpy(),
         excluded_rows_BX=problem.excluded_BX.numpy(),
         filter_slots_B=np.array(problem.slots, dtype=np.int32),
         allowed_cumsum_FN=problem.cumsum_FN.numpy(),
         beam_width=beam_width,
-        catalog=problem.catalog,
+        catalog=served(problem.catalog),
     )
 
 
 def eager(exported: Exported, problem: Problem, beam_width: int) -> Slates:
     """What the model itself decodes."""
-    search = BeamSearch(exported.generator, problem.catalog)
-    return search.decode(problem.history, beam_width=beam_width, **problem.restrictions())
+    search = BeamSearch(exported.generator, served(problem.catalog))
+    history = replace(problem.history, rows_BT=rows_of(problem.history, problem.catalog))
+    return search.decode(history, beam_width=beam_width, **problem.restrictions())
 
 
 def take_requests(problem: Problem, places: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Problem:

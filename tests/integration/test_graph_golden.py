@@ -114,14 +114,14 @@ def other_score_in_a_near_tie(cases: list[dict[str, Any]]) -> None:
 
 def unknown_code(cases: list[dict[str, Any]]) -> None:
     cases[0]["history_codes"] = [[99, 99]]
-    for field, value in (("history_actions", 1), ("history_times", 0), ("history_values", None)):
+    for field, value in (("history_rows", 0), ("history_actions", 1), ("history_times", 0), ("history_values", None)):
         cases[0][field] = [value]
 
 
 def levels_of_another_model(cases: list[dict[str, Any]]) -> None:
     cases[0]["history_codes"] = [[2, 2, 2]]
     cases[0]["level_logprobs"] = [[-1.0, -1.0, -1.0]]
-    for field, value in (("history_actions", 1), ("history_times", 0), ("history_values", None)):
+    for field, value in (("history_rows", 0), ("history_actions", 1), ("history_times", 0), ("history_values", None)):
         cases[0][field] = [value]
 
 

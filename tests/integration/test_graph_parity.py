@@ -128,7 +128,9 @@ def test_the_graph_holds_no_control_flow_and_few_kinds_of_operators(exported: Ex
     kinds = {(node.domain, node.op_type) for node in graph.node}
     assert {kind for domain, kind in kinds if domain not in {"", "ai.onnx"}} <= {"MoE"}
     assert not {kind for _, kind in kinds} & {"If", "Loop", "Scan", "SequenceMap"}
-    assert [place.name for place in graph.input] == list(graph_inputs(exported.generator.spec.num_levels))
+    assert [place.name for place in graph.input] == list(
+        graph_inputs(exported.generator.spec.num_levels, has_vectors=exported.generator.affinity is not None)
+    )
     assert [place.name for place in graph.output] == list(OUTPUTS)
     assert len({node.name for node in graph.node}) == len(graph.node)
 

@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_not_loaded(copy: Path, mon
 
 def test_prepare_from_other_data_is_refused(copy: Path, tmp_path: Path, log: Path) -> None:
     other = Path(shutil.copytree(log, tmp_path / "other"))
-    os.utime(other / "events.jsonl.gz", ns=(1, 1))
+    os.utime(other / "events.parquet", ns=(1, 1))
     with pytest.raises(StageError, match="prepare read other data"):
         run_in(copy)[0].prepare(other)
 
@@ -198,9 +198,50 @@ def test_the_bundle_records_what_each_stage_was_run_with(copy: Path) -> None:
     assert {name.partition("/")[0] for name in manifest["metrics"]} == {"item", "slate"}
 
 
+ALIGNED = (
+    "align.num_iterations=1", "align.num_steps=3", "align.num_candidates=4", "align.preference_share=0.1",
+    "align.max_ndcg_drop=1.0", "align.max_diversity_drop=1.0", "align.num_valid_examples=20",
+    "align.valid_beam_width=10", "reward.max_epochs=1", "reward.width=16", "reward.head_width=4",
+    "reward.feed_forward_width=16", "reward.num_bootstrap_samples=20",
+)  # fmt: skip
+
+
+def test_a_recipe_that_aligns_is_evaluated_and_exported_as_aligned(copy: Path, log: Path) -> None:
+    run, out = run_in(copy, *ALIGNED)
+    run.build(log)
+    stages = [*STAGES[:3], "reward", "align", *STAGES[3:]]
+    said = [line.partition(":")[0] for line in out.getvalue().splitlines()]
+    assert [word for word in said if word in stages] == stages
+    assert (copy / "reward" / "report.md").exists()
+    served, aligned = run._trained().generator.state_dict(), torch.load(copy / "align" / "generator.pt")
+    assert all(torch.equal(served[name], weights) for name, weights in aligned.items())
+    trained = run._pretrained().generator.state_dict()
+    assert (copy / "align" / "metrics.jsonl").read_text().count("\n") >= 1
+    assert served.keys() == trained.keys()
+    manifest = json.loads((copy / "export" / "manifest.json").read_text())
+    assert manifest["recipe"]["align"]["num_iterations"] == 1
+
+
+def test_a_reward_model_alone_leaves_what_was_not_made_from_it(copy: Path) -> None:
+    run, _ = run_in(copy, *ALIGNED[7:], "align.num_iterations=0")
+    run.reward()
+    assert all((copy / f"{stage}.done").exists() for stage in ("train", "reward", "evaluate", "export"))
+    run_in(copy, *ALIGNED)[0].align()
+    # Both were made from the generator as it was before.
+    assert not (copy / "evaluate.done").exists()
+    assert not (copy / "export.done").exists()
+
+
 @pytest.mark.parametrize(
     ("stage", "missing"),
-    [("tokenize", "prepare"), ("train", "prepare"), ("evaluate", "prepare"), ("export", "prepare")],
+    [
+        ("tokenize", "prepare"),
+        ("train", "prepare"),
+        ("reward", "prepare"),
+        ("align", "train"),
+        ("evaluate", "prepare"),
+        ("export", "prepare"),
+    ],
 )
 def test_a_stage_before_its_time_is_one_clear_error(tmp_path: Path, stage: str, missing: str) -> None:
     run, _ = run_in(tmp_path / "new")
@@ -219,7 +260,7 @@ def test_a_changed_recipe_or_changed_data_give_another_folder(tmp_path: Path, lo
     own_items = f"prepare.items={items}"
     folders = [folder(), folder("train.seed=1"), folder("export.beam_width=7"), folder(own_items)]
     assert folder() == folders[0]
-    (data / "events.jsonl.gz").write_bytes(b"x")
+    (data / "events.parquet").write_bytes(b"x")
     folders.append(folder())
     (data / "more.csv").touch()
     folders.append(folder())

@@ -1,6 +1,7 @@
 """The beam search against exhaustive scoring of every slate, and against a beam search in plain Python."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from search_problems import (
     make_catalog,
     make_history,
     random_events,
+    rows_of,
     tiny_generator,
 )
 
@@ -58,15 +60,21 @@ def problems(draw: st.DrawFn, num_levels: int) -> Problem:
 def searches(draw: st.DrawFn, ties: bool | None = None) -> tuple[BeamSearch, Problem, int]:
     """A search, its problem, and how many items to ask for."""
     num_levels = draw(st.integers(1, 3))
+    problem = draw(problems(num_levels))
+    score_mode = draw(st.sampled_from(SCORE_MODES))
+    has_ties = draw(st.booleans()) if ties is None else ties
+    has_vectors = score_mode == "legal_softmax" and not has_ties and draw(st.booleans())
+    event(f"item vectors: {has_vectors}")
     generator = tiny_generator(
         num_levels,
         3,
-        draw(st.sampled_from(SCORE_MODES)),
+        score_mode,
         seed=draw(st.integers(0, 3)),
-        context_free=draw(st.booleans()) if ties is None else ties,
+        context_free=has_ties,
         num_experts=draw(st.sampled_from([1, 3])),
+        catalog=problem.catalog if has_vectors else None,
     )
-    problem = draw(problems(num_levels))
+    problem = replace(problem, history=replace(problem.history, rows_BT=rows_of(problem.history, problem.catalog)))
     return BeamSearch(generator, problem.catalog), problem, draw(st.sampled_from([3, 2, 1, 3, 2]))
 
 

@@ -282,3 +282,45 @@ def test_an_empty_catalog_is_written_and_read(path: Path, tmp_path: Path) -> Non
     write_catalog(tmp_path / "empty.parquet", empty)
     rewrite(path, "catalog.parquet", (tmp_path / "empty.parquet").read_bytes())
     assert Bundle.open(path).catalog().sids_NL.shape == (0, 2)
+
+
+def write_with_vectors(target: Path, **arrays: np.ndarray[Any, Any]) -> Bundle:
+    """A small bundle whose manifest promises item vectors of width 3."""
+    catalog = bundle_catalog()
+    writers = {
+        "generator.onnx": write_graph,
+        "catalog.parquet": lambda file: write_catalog(file, catalog),
+        "item_vectors.npz": lambda file: np.savez(file, **arrays),
+    }
+    write_bundle(target, bundle_fields() | {"item_vector_width": 3}, writers)
+    return Bundle.open(target)
+
+
+def test_item_vectors_come_back(tmp_path: Path) -> None:
+    vectors_ND = np.random.default_rng(0).normal(size=(len(bundle_catalog().items), 3)).astype(np.float32)
+    found = write_with_vectors(tmp_path / "tiny", vectors_ND=vectors_ND).catalog().vectors_ND
+    assert found is not None
+    np.testing.assert_array_equal(found, vectors_ND)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"vectors_ND": np.zeros((1, 3), dtype=np.float32)}, r"holds float32 \(1, 3\), but"),
+        ({"vectors_ND": np.zeros((len(bundle_catalog().items), 4), dtype=np.float32)}, r"4\), but"),
+        ({"vectors_ND": np.zeros((len(bundle_catalog().items), 3))}, "holds float64"),
+        ({"others_ND": np.zeros((1, 3), dtype=np.float32)}, "cannot be read"),
+    ],
+)
+def test_item_vectors_that_do_not_fit_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray[Any, Any]], said: str
+) -> None:
+    bundle = write_with_vectors(tmp_path / "tiny", **arrays)
+    with pytest.raises(BundleError, match=rf"item_vectors\.npz: .*{said}"):
+        bundle.catalog()
+
+
+def test_a_model_with_item_vectors_needs_their_file(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest.update(item_vector_width=3))
+    with pytest.raises(BundleError, match=r"item_vectors\.npz: the manifest does not name it"):
+        Bundle.open(path).catalog()

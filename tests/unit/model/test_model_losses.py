@@ -16,7 +16,8 @@ from search_problems import (
     tiny_generator,
 )
 
-from model_export.model.losses import TriePaths, next_code_loss
+from model_export.model.losses import next_code_loss
+from model_export.model.trie import TriePaths
 from model_export.search import BeamSearch
 
 CPU = torch.device("cpu")

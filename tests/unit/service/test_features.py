@@ -62,6 +62,7 @@ def _check_history(batch: Batch, row: int, request: RequestInputs) -> None:
         codes = batch.history_codes_BTL[row, place].tolist()
         if place >= len(newest):
             assert codes == [PAD_CODE] * 3
+            assert batch.history_rows_BT[row, place] == NO_ROW
             assert batch.history_actions_BT[row, place] == 0
             assert np.isnan(batch.history_values_BT[row, place])
             continue
@@ -69,7 +70,9 @@ def _check_history(batch: Batch, row: int, request: RequestInputs) -> None:
         item = next((item for item in CATALOG.items if item_key(item.item_id) == key), None)
         if item is None:
             assert codes == [UNKNOWN_CODE] * 3
+            assert batch.history_rows_BT[row, place] == NO_ROW
         else:
+            assert batch.history_rows_BT[row, place] == CATALOG.items.index(item)
             sid = CATALOG.sids_NL[CATALOG.items.index(item)].tolist()
             assert codes == [code + FIRST_CODE for code in sid]
         assert batch.history_times_BT[row, place] == min(at_ms, request.now_ms)
