@@ -47,6 +47,7 @@ class Collator:
             values_BT=self._tensor(np.where(inside_BT, self._values_E[place_BT], np.float32(np.nan))),
             lengths_B=self._tensor(lengths_B.astype(np.int32)),
             now_B=self._tensor(now_B),
+            rows_BT=self._tensor(np.where(inside_BT, self._rows_E[place_BT], np.int32(-1))),
         )
 
     def targets(self, examples: Examples) -> tuple[Tensor, Tensor]:

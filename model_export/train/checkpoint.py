@@ -1,6 +1,6 @@
 """Checkpoints: everything that a run needs to go on to the same loss."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Progress:
     """The epoch it came from."""
     epoch_loss_sum: float = 0.0
     """Sum of the losses of this epoch's steps."""
+    expert_load: list[list[int]] = field(default_factory=list)
+    """Per mixture and expert the tokens of this epoch that chose it."""
 
 
 def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Precision = Literal["auto", "float32", "bfloat16"]
+TargetKind = Literal["session", "item"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of the stage `train`; a recipe's table `[train]` fills them."""
 
+    targets: TargetKind = "session"
+    """`session`: the target's items are one slate, each written after those before it; `item`: each of them is a first
+    item after the same history, and the generator writes slates of one item."""
     history_length: int = 50
     """T: newest events that the model reads."""
     batch_size: int = 128
@@ -22,14 +26,18 @@ class TrainConfig:
     """Steps in which the rate rises from zero."""
     max_epochs: int = 20
     """Passes over the training examples; the cosine ends with the last."""
+    stop_epoch: int = 0
+    """Epochs after which training stops although the cosine goes on to `max_epochs`: for training again, without
+    validation, up to the epoch that validation chose; 0: `max_epochs`."""
     patience: int = 4
-    """Epochs without a better validation NDCG@10 before training stops; 0: never."""
+    """Epochs without a better validation NDCG@10 before training stops; 0: never. Without validation examples training
+    never stops early, and the last epoch's weights are kept."""
     max_gradient_norm: float = 1.0
     """Longer gradients are scaled down to it."""
     history_dropout: float = 0.05
     """Share of training histories that are emptied, so that new users are in distribution."""
     first_item_weight: float = 1.0
-    """Weight of the first item's loss against each later one's."""
+    """Weight of the target's first item against each later one, for both kinds of targets."""
     num_valid_examples: int = 1000
     """Validation examples that are decoded after each epoch; the same ones every time."""
     valid_beam_width: int = 20
@@ -50,10 +58,12 @@ class TrainConfig:
         for name in ("learning_rate", "max_gradient_norm", "first_item_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "patience", "seed"):
+        for name in ("weight_decay", "warmup_steps", "stop_epoch", "patience", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.history_dropout < 1:
             raise ValueError(f"train.history_dropout must lie in [0, 1), not {self.history_dropout}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"train.precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}")
+        for name, kind in (("precision", Precision), ("targets", TargetKind)):
+            if getattr(self, name) not in get_args(kind):
+                allowed = ", ".join(get_args(kind))
+                raise ValueError(f"train.{name} must be one of {allowed}, not {getattr(self, name)!r}")

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from model_export.data import Examples, PreparedData
 from model_export.model import Generator, HistoryBatch
-from model_export.model.losses import TriePaths, next_code_loss
+from model_export.model.trie import TriePaths
 from model_export.progress import Progress as Bar
+from model_export.train.balancing import ExpertBalancer, added, load_figures
 from model_export.train.batches import Collator, shuffled_batches
 from model_export.train.catalog import TrainingCatalog
 from model_export.train.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from model_export.train.config import TrainConfig
+from model_export.train.objective import Objective
 from model_export.train.precision import autocast
 from model_export.train.validation import Validator
 
@@ -45,9 +47,11 @@ class Trainer:
         self._device = generator.start_D.device
         self._examples = prepared.examples("train")
         self._collator = Collator(prepared, catalog, generator.spec, self._device)
-        self._paths = TriePaths.of(catalog.snapshot, self._device)
+        self._objective = Objective(config, self._collator, TriePaths.of(catalog.snapshot, self._device))
         self._validator = Validator(config, prepared, catalog, self._collator)
+        self._balancer = ExpertBalancer(generator)
         self._optimizer = _optimizer(generator, config)
+        self._last_epoch = min(config.stop_epoch or config.max_epochs, config.max_epochs)
         self._num_steps = math.ceil(len(self._examples) / config.batch_size)
         self.progress = Progress()
 
@@ -59,9 +63,9 @@ class Trainer:
             self.progress = load_checkpoint(checkpoint, self.generator, self._optimizer)
         self._drop_later_metrics()
         self.generator.train()
-        total = self.config.max_epochs * self._num_steps
+        total = self._last_epoch * self._num_steps
         with bar.task("training", total, done=self.progress.step) as task:
-            while self.progress.epoch < self.config.max_epochs and not self._ran_out_of_patience():
+            while self.progress.epoch < self._last_epoch and not self._ran_out_of_patience():
                 self._epoch(task)
         return self.out / WEIGHTS
 
@@ -85,13 +89,9 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         history = _emptied(self._collator.history(examples), self.config.history_dropout)
-        rows_BK, codes_BKL = self._collator.targets(examples)
         with autocast(self.config.precision, self._device):
-            logits = self.generator(history, codes_BKL)
-        loss_BKL = next_code_loss(logits, rows_BK, codes_BKL, self._paths, self.generator.config.score_mode)
-        weight_BK = (rows_BK >= 0).to(loss_BKL.dtype)
-        weight_BK[:, 0] *= self.config.first_item_weight
-        loss = (loss_BKL.mean(2) * weight_BK).sum() / weight_BK.sum()
+            losses = self._objective.losses(self.generator, history, examples)
+        loss = losses.mean()
         if not loss.isfinite():
             value = float(loss.detach())
             raise ValueError(f"the loss of step {self.progress.step} is {value}: lower train.learning_rate")
@@ -99,6 +99,8 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.max_gradient_norm)
         self._optimizer.step()
+        load = self._balancer.after_step(losses.is_target_NJ, self.generator.spec.num_levels)
+        self.progress.expert_load = added(self.progress.expert_load, load)
         return float(loss.detach())
 
     def _end_epoch(self, seconds: float) -> None:
@@ -109,10 +111,11 @@ class Trainer:
             "loss": progress.epoch_loss_sum / progress.step_in_epoch,
             "learning_rate": self._learning_rate(progress.step - 1),
             "train_s": seconds,
+            **load_figures(progress.expert_load),
         }
         is_best = True
         if len(self._validator):
-            validation = self._validator.measure(self.generator, self._paths)
+            validation = self._validator.measure(self.generator, self._objective)
             row |= {f"valid_{name}": value for name, value in asdict(validation).items()}
             is_best = validation.ndcg_10 > progress.best_ndcg
             progress.best_ndcg = max(progress.best_ndcg, validation.ndcg_10)
@@ -124,6 +127,7 @@ class Trainer:
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.epoch_loss_sum = 0.0
+        progress.expert_load = []
         save_checkpoint(self.out / CHECKPOINT, self.generator, self._optimizer, progress)
 
     def _ran_out_of_patience(self) -> bool:
@@ -157,11 +161,4 @@ def _emptied(history: HistoryBatch, share: float) -> HistoryBatch:
         return history
     keep_B = torch.rand(history.lengths_B.shape, device=history.lengths_B.device) >= share
     lengths_B: Tensor = history.lengths_B * keep_B
-    return HistoryBatch(
-        codes_BTL=history.codes_BTL,
-        actions_BT=history.actions_BT,
-        times_BT=history.times_BT,
-        values_BT=history.values_BT,
-        lengths_B=lengths_B.to(history.lengths_B.dtype),
-        now_B=history.now_B,
-    )
+    return replace(history, lengths_B=lengths_B.to(history.lengths_B.dtype))

@@ -1,7 +1,6 @@
 """The training loop: the loss by hand, what padding and emptied histories may not change, learning, and patience."""
 
 import dataclasses
-import io
 import itertools
 import json
 from pathlib import Path
@@ -10,39 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch.nn import functional as F
-from training_data import MODEL, build, catalog_of, config_of, generator_of, grid_sids, walks
+from training_data import MODEL, build, catalog_of, config_of, generator_of, grid_sids, quiet, trainer_of, walks
 
-from model_export.data import PreparedData
-from model_export.model import ModelConfig
-from model_export.progress import Progress
 from model_export.search import BeamSearch
 from model_export.train import TrainConfig, TrainedGenerator, train
 from model_export.train.batches import Collator
 from model_export.train.loop import Trainer, _emptied
+from model_export.train.stage import plot_curves
 from model_export.train.validation import Validation, Validator
 
 SIZE, LEVELS = 4, 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def quiet() -> Progress:
-    return Progress(Console(file=io.StringIO()))
-
-
-def trainer_of(prepared: PreparedData, out: Path, model: ModelConfig = MODEL, **values: Any) -> Trainer:
-    catalog = catalog_of(prepared, grid_sids(prepared.num_items, SIZE, LEVELS))
-    generator = generator_of(prepared, SIZE, LEVELS, model)
-    torch.manual_seed(1)
-    return Trainer(config_of(**values), generator, prepared, catalog, out)
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -172,7 +149,14 @@ def test_validation_figures_equal_those_counted_by_hand(tmp_path: Path) -> None:
     targets = trainer._collator.targets(trainer._validator._examples)[0][:, 0]
     search = BeamSearch(trainer.generator.eval(), trainer._validator._catalog.snapshot)
     ranks = trainer._validator._ranks(search, trainer._validator._examples, targets)
-    found = trainer._validator.measure(trainer.generator, trainer._paths)
+    found = trainer._validator.measure(trainer.generator, trainer._objective)
+    # What a user without events is shown is one list, whoever asks.
+    nothing = prepared.examples("valid")[slice(0, 1)]
+    nothing = dataclasses.replace(nothing, history_start=nothing.history_end)
+    alone = search.decode(trainer._collator.history(nothing), beam_width=10, num_items=1)
+    shown = alone.item_rows_BWK[0, :10, 0].tolist()
+    assert found.new_user_recall_10 == pytest.approx(sum(target in shown for target in targets.tolist()) / 17)
+    assert 0 < found.new_user_recall_10 < 1
     hits = [int(rank) for rank in ranks if rank < 10]
     assert 0 < len(hits) < 17
     assert found.recall_10 == pytest.approx(len(hits) / 17)
@@ -185,17 +169,17 @@ def test_excluded_history_items_are_no_competition_in_validation(tmp_path: Path)
     allowing = trainer_of(prepared, tmp_path)
     excluding_data = dataclasses.replace(prepared, meta={**prepared.meta, "repeat_policy": "exclude"})
     excluding = trainer_of(excluding_data, tmp_path)
-    assert allowing._validator.measure(allowing.generator, allowing._paths).recall_10 < 1
-    assert excluding._validator.measure(excluding.generator, excluding._paths).recall_10 == 1.0
+    assert allowing._validator.measure(allowing.generator, allowing._objective).recall_10 < 1
+    assert excluding._validator.measure(excluding.generator, excluding._objective).recall_10 == 1.0
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = iter([0.1, 0.5, 0.2, 0.5, 0.4, 0.9])
     seen: list[dict[str, torch.Tensor]] = []
 
-    def measure(self: Validator, generator: torch.nn.Module, paths: Any) -> Validation:
+    def measure(self: Validator, generator: torch.nn.Module, objective: Any) -> Validation:
         seen.append({name: value.clone() for name, value in generator.state_dict().items()})
-        return Validation(loss=1.0, recall_10=0.0, ndcg_10=next(script))
+        return Validation(loss=1.0, recall_10=0.0, ndcg_10=next(script), new_user_recall_10=0.0)
 
     monkeypatch.setattr(Validator, "measure", measure)
     prepared = walks(7, 10, 6)
@@ -209,15 +193,20 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(tmp_path: Path, monke
     assert len(seen) == 5  # nothing is run again
 
 
-def test_without_validation_examples_the_last_epoch_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["session", "item"])
+def test_without_validation_examples_the_last_epoch_is_kept(tmp_path: Path, targets: Any) -> None:
     prepared = walks(7, 10, 6)
     prepared.splits["valid"] = prepared.examples("valid")[:0]
-    trainer = trainer_of(prepared, tmp_path, max_epochs=3, patience=1)
+    trainer = trainer_of(prepared, tmp_path, max_epochs=3, patience=1, targets=targets)
     weights = trainer.run(quiet())
-    assert trainer.progress.best_epoch == 2
+    assert (trainer.progress.epoch, trainer.progress.best_epoch) == (3, 2)
     assert same(torch.load(weights, weights_only=True), weights_of(trainer))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [set(row) for row in rows] == [{"epoch", "step", "loss", "learning_rate", "train_s"}] * 3
+    assert [set(row) for row in rows] == [
+        {"epoch", "step", "loss", "learning_rate", "train_s", "expert_max_load_0", "expert_idle_share"}
+    ] * 3
+    plot_curves(tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_the_rate_rises_for_the_warmup_and_falls_to_a_hundredth(tmp_path: Path) -> None:
@@ -270,6 +259,7 @@ def test_no_training_example_is_one_clear_error(tmp_path: Path) -> None:
         ("patience", -1, "must not be negative"),
         ("history_dropout", 1.0, r"must lie in \[0, 1\)"),
         ("history_dropout", -0.1, r"must lie in \[0, 1\)"),
+        ("targets", "items", "one of session, item"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
     ],
 )
@@ -287,3 +277,15 @@ def test_bfloat16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
         assert {parameter.dtype for parameter in trainer.generator.parameters()} == {torch.float32}
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+
+
+def test_a_training_that_stops_early_is_the_beginning_of_the_whole_one(tmp_path: Path) -> None:
+    prepared, sids_NL = walks(20, 20, 10), grid_sids(20, 4, 3)
+    config = config_of(max_epochs=3, patience=0)
+    rows = {}
+    for name, stop_epoch in (("whole", 0), ("stopped", 2)):
+        train(dataclasses.replace(config, stop_epoch=stop_epoch), MODEL, prepared, sids_NL, (4, 4, 4), tmp_path / name)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [{key: value for key, value in json.loads(line).items() if key != "train_s"} for line in lines]
+    assert len(rows["stopped"]) == 2
+    assert rows["stopped"] == rows["whole"][:2]

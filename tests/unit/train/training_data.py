@@ -1,16 +1,21 @@
 """Prepared data sets made by hand, for tests of training."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from rich.console import Console
 
 from model_export.data import Examples, PreparedData
 from model_export.model import Generator, GeneratorSpec, ModelConfig
+from model_export.progress import Progress
 from model_export.train import TrainConfig, TrainingCatalog
+from model_export.train.loop import Trainer
 
 MODEL = ModelConfig(
     width=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, feed_forward_width=32, num_experts=2,
@@ -112,3 +117,15 @@ def generator_of(prepared: PreparedData, size: int, num_levels: int, model: Mode
 
 def catalog_of(prepared: PreparedData, sids_NL: npt.NDArray[np.int32]) -> TrainingCatalog:
     return TrainingCatalog.build(prepared, sids_NL)
+
+
+def quiet() -> Progress:
+    return Progress(Console(file=io.StringIO()))
+
+
+def trainer_of(prepared: PreparedData, out: Path, model: ModelConfig = MODEL, **values: Any) -> Trainer:
+    """Sids of two levels of four codes."""
+    catalog = catalog_of(prepared, grid_sids(prepared.num_items, 4, 2))
+    generator = generator_of(prepared, 4, 2, model)
+    torch.manual_seed(1)
+    return Trainer(config_of(**values), generator, prepared, catalog, out)
