@@ -1,12 +1,18 @@
-"""Bootstrap intervals and paired tests over examples, seeded and vectorised.
+"""Bootstrap intervals and paired tests over users and training seeds, seeded and vectorised.
 
 Examples of one user are not independent (rolling windows overlap), so whole clusters are drawn with replacement
 (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8), and a mean is the ratio of two
-resampled sums. A NaN is a missing value and leaves both sums.
+resampled sums. Where a recommender was trained several times, its runs are drawn with replacement too, independently of
+the users (the crossed bootstrap: Owen, "The pigeonhole bootstrap", 2007), so that an interval holds for other users and
+other seeds. A NaN is a missing value and leaves both sums.
 
-Shapes: E examples, C clusters, M metrics, S bootstrap samples.
+Two recommenders are compared sample by sample: both see the same users in each sample, but runs of their own.
+
+Shapes: R runs (seeds) of one recommender, E examples, C clusters, M metrics, S bootstrap samples. `[E, M]` stands for
+one run.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +38,30 @@ class PairedTest(NamedTuple):
     p_value: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resampled:
+    """Means of M metrics, and the same in every bootstrap sample."""
+
+    mean_M: Float
+    mean_SM: Float
+
+    def minus(self, other: "Resampled") -> "Resampled":
+        """The paired difference."""
+        return Resampled(mean_M=self.mean_M - other.mean_M, mean_SM=self.mean_SM - other.mean_SM)
+
+    def over(self, other: "Resampled") -> "Resampled":
+        """The ratio; NaN where the other is not above 0."""
+        return Resampled(mean_M=_ratio(self.mean_M, other.mean_M), mean_SM=_ratio(self.mean_SM, other.mean_SM))
+
+    def intervals(self, confidence: float) -> list[Interval]:
+        """Mean and percentile interval of every metric."""
+        return [_interval(mean, mean_S, confidence) for mean, mean_S in zip(self.mean_M, self.mean_SM.T, strict=True)]
+
+    def p_values(self) -> list[float]:
+        """2 min(P(d <= 0), P(d >= 0)) over the samples, with one added to both counts, at most 1."""
+        return [_p_value(mean_S[~np.isnan(mean_S)]) for mean_S in self.mean_SM.T]
+
+
 def cluster_counts(num_clusters: int, num_samples: int, seed: int) -> npt.NDArray[np.float32]:
     """How often each cluster is drawn in each sample, `[S, C]`; every row sums to C."""
     rng = np.random.default_rng(seed)
@@ -41,59 +71,100 @@ def cluster_counts(num_clusters: int, num_samples: int, seed: int) -> npt.NDArra
     return counted.reshape(num_samples, num_clusters).astype(np.float32)
 
 
-def resampled_means(value_EM: Float, cluster_E: Int, *, num_samples: int, seed: int) -> Float:
+def resample(value_REM: Float, cluster_E: Int, *, num_samples: int, seed: int, salt: int = 0) -> Resampled:
+    """Draws users and runs.
+
+    Args:
+        value_REM: Values, `[E, M]` or `[R, E, M]`.
+        cluster_E: The user of each example.
+        num_samples: S.
+        seed: Of the users' draws: equal seeds give equal users, which makes two recommenders comparable.
+        salt: Of the runs' draws: different for each recommender.
+    """
+    value_REM = value_REM[None] if value_REM.ndim == 2 else value_REM
+    known = ~np.isnan(value_REM)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_M = np.nansum(value_REM, axis=(0, 1)) / known.sum(axis=(0, 1))
+    return Resampled(
+        mean_M=mean_M, mean_SM=resampled_means(value_REM, cluster_E, num_samples=num_samples, seed=seed, salt=salt)
+    )
+
+
+def resampled_means(value_REM: Float, cluster_E: Int, *, num_samples: int, seed: int, salt: int = 0) -> Float:
     """Means of every metric in every bootstrap sample, `[S, M]`; NaN where a sample drew no value."""
+    value_REM = value_REM[None] if value_REM.ndim == 2 else value_REM
+    num_runs = len(value_REM)
     _, dense_E = np.unique(cluster_E, return_inverse=True)
     num_clusters = int(dense_E.max(initial=-1)) + 1
     if num_clusters == 0:
-        return np.full((num_samples, value_EM.shape[1]), np.nan)
-    is_known_EM = ~np.isnan(value_EM)
-    sums = np.stack([np.bincount(dense_E, column, num_clusters) for column in np.nan_to_num(value_EM).T], axis=1)
-    sizes = np.stack([np.bincount(dense_E, column, num_clusters) for column in is_known_EM.T.astype(float)], axis=1)
+        return np.full((num_samples, value_REM.shape[2]), np.nan)
+    tables = [_cluster_sums(value_EM, dense_E, num_clusters) for value_EM in value_REM]
+    weight_SR = cluster_counts(num_runs, num_samples, seed + 7919 * (salt + 1))
     chunk = max(1, CHUNK_CELLS // num_clusters)
     means = []
     for number, start in enumerate(range(0, num_samples, chunk)):
         count_SC = cluster_counts(num_clusters, min(chunk, num_samples - start), seed + 1_000_003 * number)
+        drawn_SR = weight_SR[start : start + len(count_SC)]
+        total = sum(drawn_SR[:, run, None] * (count_SC @ sums) for run, (sums, _) in enumerate(tables))
+        size = sum(drawn_SR[:, run, None] * (count_SC @ sizes) for run, (_, sizes) in enumerate(tables))
         with np.errstate(invalid="ignore", divide="ignore"):
-            means.append((count_SC @ sums) / (count_SC @ sizes))
+            means.append(np.asarray(total) / np.asarray(size))
     return np.concatenate(means)
 
 
 def intervals(
-    value_EM: Float, cluster_E: Int, *, num_samples: int, seed: int, confidence: float = 0.95
+    value_REM: Float, cluster_E: Int, *, num_samples: int, seed: int, confidence: float = 0.95
 ) -> list[Interval]:
     """Mean and percentile interval of every column."""
-    mean_SM = resampled_means(value_EM, cluster_E, num_samples=num_samples, seed=seed)
-    return [
-        _interval(value_EM[:, metric], mean_SM[:, metric], confidence=confidence) for metric in range(value_EM.shape[1])
-    ]
+    return resample(value_REM, cluster_E, num_samples=num_samples, seed=seed).intervals(confidence)
 
 
 def paired_tests(
-    ours_EM: Float, theirs_EM: Float, cluster_E: Int, *, num_samples: int, seed: int, confidence: float = 0.95
+    ours_REM: Float, theirs_REM: Float, cluster_E: Int, *, num_samples: int, seed: int, confidence: float = 0.95
 ) -> list[PairedTest]:
     """Paired bootstrap of `ours - theirs` on the same examples (Efron and Tibshirani 1993; Koehn, EMNLP 2004).
 
-    p = 2 min(P(d <= 0), P(d >= 0)) over the resampled differences, with one added to both counts and at most 1.
+    Raises:
+        ValueError: the two sides differ in examples or metrics.
     """
-    if ours_EM.shape != theirs_EM.shape:
-        raise ValueError(f"paired values need one shape, not {ours_EM.shape} and {theirs_EM.shape}")
-    difference_EM = ours_EM - theirs_EM
-    mean_SM = resampled_means(difference_EM, cluster_E, num_samples=num_samples, seed=seed)
-    tests = []
-    for metric in range(difference_EM.shape[1]):
-        mean_S = mean_SM[:, metric][~np.isnan(mean_SM[:, metric])]
-        tail = min(int((mean_S <= 0).sum()), int((mean_S >= 0).sum()))
-        p_value = min(1.0, 2.0 * (tail + 1) / (len(mean_S) + 1)) if len(mean_S) else float("nan")
-        interval = _interval(difference_EM[:, metric], mean_SM[:, metric], confidence=confidence)
-        tests.append(PairedTest(interval, p_value))
-    return tests
+    if ours_REM.shape[-2:] != theirs_REM.shape[-2:]:
+        raise ValueError(f"paired values need one shape, not {ours_REM.shape} and {theirs_REM.shape}")
+    ours, theirs = (
+        resample(value_REM, cluster_E, num_samples=num_samples, seed=seed, salt=salt)
+        for salt, value_REM in enumerate((ours_REM, theirs_REM))
+    )
+    difference = ours.minus(theirs)
+    return [
+        PairedTest(interval, p_value)
+        for interval, p_value in zip(difference.intervals(confidence), difference.p_values(), strict=True)
+    ]
 
 
-def _interval(value_E: Float, mean_S: Float, *, confidence: float) -> Interval:
-    known_E, known_S = value_E[~np.isnan(value_E)], mean_S[~np.isnan(mean_S)]
-    if len(known_E) == 0 or len(known_S) == 0:
+def _cluster_sums(value_EM: Float, dense_E: Int, num_clusters: int) -> tuple[Float, Float]:
+    """Sums and numbers of the known values of every cluster, `[C, M]` each."""
+    is_known_EM = ~np.isnan(value_EM)
+    tables = [
+        np.stack([np.bincount(dense_E, column, num_clusters).astype(np.float64) for column in table_EM.T], axis=1)
+        for table_EM in (np.nan_to_num(value_EM), is_known_EM.astype(np.float64))
+    ]
+    return tables[0], tables[1]
+
+
+def _ratio(top: Float, bottom: Float) -> Float:
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def _p_value(mean_S: Float) -> float:
+    if len(mean_S) == 0:
+        return float("nan")
+    tail = min(int((mean_S <= 0).sum()), int((mean_S >= 0).sum()))
+    return min(1.0, 2.0 * (tail + 1) / (len(mean_S) + 1))
+
+
+def _interval(mean: float, mean_S: Float, confidence: float) -> Interval:
+    known_S = mean_S[~np.isnan(mean_S)]
+    if np.isnan(mean) or len(known_S) == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(known_S, [tail, 1.0 - tail])
-    return Interval(float(known_E.mean()), float(low), float(high))
+    return Interval(float(mean), float(low), float(high))

@@ -26,10 +26,10 @@ class Bucket:
 def buckets(history_length_E: Int, target_count_E: Int) -> list[Bucket]:
     """Examples by events in the history and by training events of the target; empty kinds are left out.
 
-    A target without a training event is labelled `unseen`.
+    A history without events is labelled `empty`, a target without a training event `unseen`.
     """
     found = [
-        Bucket(kind="history length", label=label, member_E=member_E)
+        Bucket(kind="history length", label="empty" if label == "0" else label, member_E=member_E)
         for label, member_E in _ranges(history_length_E, HISTORY_EDGES)
     ]
     found += [

@@ -3,6 +3,7 @@
 Shapes: E examples, K length of a list.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,3 +33,28 @@ class Recommender(Protocol):
     def slates(self, examples: Examples, k: int) -> Items:
         """One slate of k items for each example."""
         ...
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One recommender trained several times, with different seeds: evaluated as one.
+
+    A figure is the mean over runs and examples; its interval covers users and seeds (see `bootstrap`).
+    """
+
+    name: str
+    """In reports."""
+    runs: tuple[Recommender, ...]
+    """At least one; their own names do not matter."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError(f"{self.name}: seeds without a run")
+
+
+Competitor = Recommender | Seeds
+
+
+def runs_of(competitor: Competitor) -> tuple[Recommender, ...]:
+    """The runs of one row of the report."""
+    return competitor.runs if isinstance(competitor, Seeds) else (competitor,)

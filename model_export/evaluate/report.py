@@ -15,6 +15,7 @@ from model_export.evaluate.bootstrap import Interval
 FORMAT_VERSION = 1
 Level = Literal["item", "slate"]
 Verdict = Literal["ahead", "behind", "no significant difference"]
+Only = Literal["all", "unseen"]
 
 
 def _nan_if_null(value: Any) -> Any:
@@ -61,7 +62,7 @@ class RecommenderReport(_Row):
     item: dict[str, Estimate]
     """`recall@k`, `ndcg@k`, `mrr@k` of the next item."""
     slate: dict[str, Estimate]
-    """Accuracy of slates and the beyond-accuracy panel, per slate."""
+    """Accuracy of slates, `true_reward` where a truth was given, and the beyond-accuracy panel, per slate."""
     catalog: dict[str, Number]
     """`coverage` and `gini` over all slates together; they have no interval."""
     buckets: list[BucketRow]
@@ -69,6 +70,10 @@ class RecommenderReport(_Row):
     """Wall-clock seconds of `rank` over all item-level examples."""
     slate_s: float
     """Wall-clock seconds of `slates` over all slate-level examples."""
+    num_seeds: int = 1
+    """Trainings behind the figures; seconds are of all of them together."""
+    seed_std: dict[Level, dict[str, Number]] = {}
+    """Standard deviation (n - 1) of the runs' means; empty for one run."""
 
 
 class Comparison(_Row):
@@ -77,11 +82,17 @@ class Comparison(_Row):
     other: str
     level: Level
     metric: str
+    only: Only = "all"
+    """`unseen`: on the examples whose target has no training event."""
     difference: Estimate
     """subject - other."""
     p_value: Number
     verdict: Verdict
     """Whether the subject is ahead: from the interval alone."""
+    relative_gain: Estimate | None = None
+    """(subject - other) / other, where the other is above 0."""
+    share_of_oracle_gap: Estimate | None = None
+    """`true_reward` with an oracle: (subject - other) / (oracle - other), where the oracle is above the other."""
 
 
 class SplitReport(_Row):

@@ -47,6 +47,8 @@ class SasRec(ScoringRecommender):
         self.name = name
         self.config = config or SasRecConfig()
         self.epochs: list[dict[str, float]] = []
+        self.best_epoch = 0
+        """The epoch, from 1, whose weights `fit` kept."""
         self._popularity_N = next_item_counts(prepared)
         text_ND = None
         if self.config.text != "none":
@@ -59,19 +61,21 @@ class SasRec(ScoringRecommender):
             torch.manual_seed(self.config.seed)
             self.model = SasRecModel(self.config, prepared.num_items, text_ND)
 
-    def fit(self, console: Console | None = None) -> "SasRec":
+    def fit(self, console: Console | None = None, *, num_epochs: int | None = None) -> "SasRec":
         """Train until validation NDCG@10 stops rising; returns itself. Keeps a row per epoch in `epochs`.
 
-        Without validation examples the training loss decides.
+        Without validation examples the training loss decides. With `num_epochs` training runs for just as many and the
+        last weights are kept, as a refit on training and validation data needs it.
         """
         console = console or Console(stderr=True)
         valid = self._valid_examples()
-        best_score, best_epoch, best_state = -math.inf, 0, copy.deepcopy(self.model.state_dict())
+        best_score, best_state = -math.inf, copy.deepcopy(self.model.state_dict())
         with torch.random.fork_rng(devices=[]), Progress(console=console, disable=not console.is_terminal) as progress:
             torch.manual_seed(self.config.seed)
             trainer = _Trainer(self.model, self.config, self.prepared)
-            task = progress.add_task(f"training {self.name}", total=self.config.max_epochs)
-            for epoch in range(1, self.config.max_epochs + 1):
+            num_most = num_epochs or self.config.max_epochs
+            task = progress.add_task(f"training {self.name}", total=num_most)
+            for epoch in range(1, num_most + 1):
                 row = {"epoch": epoch, "loss": trainer.run_epoch()}
                 if len(valid):
                     row["valid_ndcg@10"] = self._valid_ndcg(valid)
@@ -80,13 +84,16 @@ class SasRec(ScoringRecommender):
                 progress.update(task, advance=1, description=line)
                 if not console.is_terminal and (epoch == 1 or epoch % 10 == 0):
                     console.print(line)
-                score = row.get("valid_ndcg@10", -row["loss"])
+                score = float(epoch) if num_epochs else row.get("valid_ndcg@10", -row["loss"])
                 if score > best_score:
-                    best_score, best_epoch, best_state = score, epoch, copy.deepcopy(self.model.state_dict())
-                elif epoch - best_epoch >= self.config.patience:
+                    best_score, self.best_epoch = score, epoch
+                    best_state = copy.deepcopy(self.model.state_dict())
+                elif epoch - self.best_epoch >= self.config.patience:
                     break
         self.model.load_state_dict(best_state)
-        console.print(f"{self.name}: kept epoch {best_epoch} of {len(self.epochs)}, {self.num_parameters:,} parameters")
+        console.print(
+            f"{self.name}: kept epoch {self.best_epoch} of {len(self.epochs)}, {self.num_parameters:,} parameters"
+        )
         return self
 
     @property

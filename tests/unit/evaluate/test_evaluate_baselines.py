@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_export.evaluate.baselines.content import ContentConfig, ContentNeighbours
 from model_export.evaluate.baselines.cooccurrence import Cooccurrence, CooccurrenceConfig, transition_weights
 from model_export.evaluate.baselines.popularity import Popularity
 from model_export.evaluate.baselines.sasrec import SasRec
@@ -12,7 +13,12 @@ from model_export.evaluate.baselines.sasrec_config import SasRecConfig
 from model_export.evaluate.baselines.scoring import best
 from model_export.evaluate.sequences import first_targets, histories, history_pairs
 
-ALL = [Popularity, Cooccurrence, lambda prepared: SasRec(prepared, SasRecConfig(width=8, max_length=4))]
+ALL = [
+    Popularity,
+    Cooccurrence,
+    lambda prepared: SasRec(prepared, SasRecConfig(width=8, max_length=4)),
+    lambda prepared: ContentNeighbours(prepared, feature_ND=np.eye(prepared.num_items)),
+]
 
 
 @given(
@@ -125,3 +131,22 @@ def test_histories_and_pairs_name_the_same_events(make_prepared):
 def test_cooccurrence_settings_are_checked(field, value):
     with pytest.raises(ValueError, match=field):
         CooccurrenceConfig(**{field: value})
+
+
+def test_content_ranks_by_likeness_whether_an_item_was_ever_seen_or_not(make_prepared):
+    prepared = make_prepared([[0, 1, 2, 3], [1, 0, 2, 3]], 6)
+    # Items 4 and 5 have no event. Item 4 is like 1 and 2 together, 5 like nothing.
+    feature_ND = np.array([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 0.5], [1, 0.2, 0.2], [0, 1, 1], [0, 0, 0]])
+    model = ContentNeighbours(prepared, ContentConfig(decay=1.0, max_history_length=2), feature_ND=feature_ND)
+    examples = prepared.examples("test")
+    score_EN = model.scores(examples)
+    taste = np.array([0, 1, 1]) / np.sqrt(2)  # the newest two of history 0, 1, 2
+    unit_ND = feature_ND / np.maximum(np.linalg.norm(feature_ND, axis=1, keepdims=True), 1e-9)
+    assert score_EN[0] == pytest.approx(unit_ND @ taste, abs=1e-6)
+    assert model.rank(examples, 1)[0].tolist() == [4]
+    decayed = ContentNeighbours(prepared, ContentConfig(decay=0.1), feature_ND=feature_ND)
+    assert decayed.rank(examples[:1], 3).tolist() == [[2, 4, 3]]
+    last = ContentNeighbours(prepared, ContentConfig(exclude_history=True), feature_ND=feature_ND)
+    assert set(last.rank(examples, 3)[0].tolist()) == {3, 4, 5}
+    with pytest.raises(ValueError, match="feature row for each of 6"):
+        ContentNeighbours(prepared, feature_ND=feature_ND[:3])

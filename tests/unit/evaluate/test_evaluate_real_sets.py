@@ -32,3 +32,9 @@ def test_cooccurrence_gate_on_industrial(industrial):
     recall, ndcg = figures_on_test(Cooccurrence(industrial), industrial)
     assert recall == pytest.approx(0.143, abs=0.005)
     assert ndcg == pytest.approx(0.104, abs=0.004)
+
+
+def test_validation_events_are_worth_much_to_cooccurrence_on_industrial(industrial):
+    refit = industrial.refit()
+    recall, ndcg = figures_on_test(Cooccurrence(refit), refit)
+    assert (recall, ndcg) == pytest.approx((0.1575, 0.1121), abs=0.001)

@@ -150,3 +150,12 @@ def test_early_stopping_looks_at_a_seeded_sample_of_a_large_validation_part(cycl
     assert len(sample) == 7
     assert set(sample.target_start) < set(cycle.examples("valid").target_start)
     assert (model._valid_examples().target_start == sample.target_start).all()
+
+
+def test_a_number_of_epochs_is_kept_to_and_the_last_weights_stay(cycle):
+    config = SasRecConfig(**{**SMALL, "patience": 1})
+    free = SasRec(cycle, config).fit(Console(file=io.StringIO()))
+    assert free.best_epoch == 1 + int(np.argmax([row["valid_ndcg@10"] for row in free.epochs]))
+    bound = SasRec(cycle, config).fit(Console(file=io.StringIO()), num_epochs=len(free.epochs) + 3)
+    assert bound.best_epoch == len(bound.epochs) == len(free.epochs) + 3
+    assert bound.epochs[: len(free.epochs)] == free.epochs
