@@ -1,0 +1,68 @@
+"""The reward model as one graph: what goes in and out when it is exported beside the generator.
+
+Legend: B batch, T history length, W slates of each example, K slate size, L levels, S signals.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model_export.model import HistoryBatch
+from model_export.reward.model import RewardModel
+
+INPUTS = (
+    "history_codes", "history_actions", "history_times", "history_values", "history_lengths", "now", "slate_codes",
+)  # fmt: skip
+"""The history as in `service.inference.runner.Batch`; `slate_codes` int32 [B, W, K, L], coded as in histories: c + 2,
+and 0 after the end of a slate."""
+OUTPUTS = ("reward", "expected_signals")
+"""Float32 [B, W], and [B, W, S]: how often each signal is expected in the slate, calibrated."""
+
+
+class RewardGraph(nn.Module):
+    """`RewardModel.expectations` with plain tensors for inputs; standard operators alone."""
+
+    def __init__(self, model: RewardModel) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(
+        self,
+        history_codes: Tensor,
+        history_actions: Tensor,
+        history_times: Tensor,
+        history_values: Tensor,
+        history_lengths: Tensor,
+        now: Tensor,
+        slate_codes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Rewards [B, W] and expected signals [B, W, S]."""
+        history = HistoryBatch(
+            codes_BTL=history_codes,
+            actions_BT=history_actions,
+            times_BT=history_times,
+            values_BT=history_values,
+            lengths_B=history_lengths,
+            now_B=now,
+        )
+        reward_BW, expected_BWS = self.model.expectations(history, slate_codes)
+        return reward_BW, expected_BWS
+
+    def samples(self) -> tuple[Tensor, ...]:
+        """Inputs to trace with: 3 users with 4 events and 5 slates each."""
+        spec = self.model.spec
+        return (
+            torch.full((3, 4, spec.num_levels), 2, dtype=torch.int32),
+            torch.ones(3, 4, dtype=torch.int32),
+            torch.zeros(3, 4, dtype=torch.int64),
+            torch.ones(3, 4),
+            torch.full((3,), 4, dtype=torch.int32),
+            torch.ones(3, dtype=torch.int64),
+            torch.full((3, 5, spec.slate_size, spec.num_levels), 2, dtype=torch.int32),
+        )
+
+    def dynamic_shapes(self) -> tuple[dict[int, object], ...]:
+        """B, T and W of every input, as `torch.onnx.export` takes them; K and L are the model's."""
+        dynamic = torch.export.Dim.DYNAMIC
+        sequence, row = {0: dynamic, 1: dynamic}, {0: dynamic}
+        return (sequence, sequence, sequence, sequence, row, row, {0: dynamic, 1: dynamic})

@@ -1,0 +1,186 @@
+"""Training: it resumes to the same loss, stops early, and says what it cannot do; the scorer; the exported graph."""
+
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from feedback_data import CODEBOOK_SIZES, config_of, quiet, sids, visits_with_boredom
+from rich.console import Console
+
+from model_export.data import PreparedData
+from model_export.progress import Progress
+from model_export.reward import RewardScorer, TrainedReward, reward_with_rivals, train_reward
+from model_export.reward.graph import INPUTS, OUTPUTS, RewardGraph
+
+FEW = visits_with_boredom(num_users=60, visits_each=5)
+STOPS = {"max_epochs": 3, "patience": 0, "checkpoint_every": 2, "dropout": 0.2, "history_dropout": 0.2}
+
+
+class Killed(BaseException):
+    """Not an Exception, as a signal is not."""
+
+
+class Bar(Progress):
+    """Dies when the step of a number has been done."""
+
+    def __init__(self, dies_at: int = -1) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.dies_at = dies_at
+        self.started_at = 0
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
+        bar, step = self, done
+        self.started_at = done
+
+        class Task:
+            def advance(self, steps: int = 1, note: str = "") -> None:
+                nonlocal step
+                step += steps
+                if step == bar.dies_at:
+                    raise Killed
+
+        yield Task()
+
+
+def run(out: Path, bar: Progress, data: PreparedData = FEW, **config: Any) -> tuple[TrainedReward, list[Any]]:
+    trained = train_reward(config_of(**{**STOPS, **config}), data, sids(data.num_items), CODEBOOK_SIZES, out, bar)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["train_s"]
+    return trained, rows
+
+
+def assert_same_weights(left: TrainedReward, right: TrainedReward) -> None:
+    mine, other = left.model.state_dict(), right.model.state_dict()
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_a_run_that_died_goes_on_to_bitwise_the_same(tmp_path: Path) -> None:
+    whole, rows = run(tmp_path / "whole", quiet())
+    assert len(rows) == 3
+    starts = []
+    for death in (1, 3, 4, 8):
+        bar = Bar(death)
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", bar)
+        starts.append(bar.started_at)
+        torch.manual_seed(death)  # another process has another random state
+    bar = Bar()
+    resumed, resumed_rows = run(tmp_path / "broken", bar)
+    assert [*starts, bar.started_at] == [0, 0, 2, 3, 6]
+    assert resumed_rows == rows
+    assert_same_weights(resumed, whole)
+    assert_same_weights(TrainedReward.load(tmp_path / "broken", sids(FEW.num_items)), whole)
+    other, _ = run(tmp_path / "other", quiet(), seed=1)
+    assert not torch.equal(other.model.norm.weight, whole.model.norm.weight)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
+    """With a rate that ruins the weights after some epochs."""
+    trained, rows = run(tmp_path, quiet(), max_epochs=30, patience=2, learning_rate=0.1)
+    losses = [row["valid_loss"] for row in rows]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3
+    best_weights = torch.load(tmp_path / "reward.pt", weights_only=True)
+    assert torch.equal(best_weights["norm.weight"], trained.model.norm.weight)
+
+
+def test_signals_are_chosen_by_how_often_they_occur(tmp_path: Path) -> None:
+    feedback = FEW.feedback
+    assert feedback is not None
+    trained, _ = run(tmp_path / "a", quiet(), signals=(), min_positives=30, max_epochs=1)
+    assert trained.signals == ("click",)
+    trained, _ = run(tmp_path / "b", quiet(), signals=("follow", "click"), signal_weights=(2.0, 0.5), max_epochs=1)
+    assert trained.signals == ("follow", "click")
+    assert trained.model.weight_S.tolist() == [2.0, 0.5]
+    with pytest.raises(ValueError, match="no signal 'like'; there are click, follow"):
+        run(tmp_path / "c", quiet(), signals=("like",))
+    with pytest.raises(ValueError, match="no signal occurs 100000 times"):
+        run(tmp_path / "d", quiet(), signals=(), min_positives=100_000)
+    with pytest.raises(ValueError, match="do not tell what was shown"):
+        run(tmp_path / "e", quiet(), replace(FEW, feedback=None))
+    late = replace(feedback, part_M=np.ones_like(feedback.part_M))
+    with pytest.raises(ValueError, match="no training visits"):
+        run(tmp_path / "f", quiet(), replace(FEW, feedback=late))
+
+
+def test_a_loss_that_is_no_number_ends_training_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the loss of step \d+ is nan: lower reward\.learning_rate"):
+        run(tmp_path, quiet(), learning_rate=1e30, max_gradient_norm=1e30, max_epochs=50)
+
+
+def test_the_scorer_prefers_slates_without_repeated_groups(
+    bored: PreparedData, trained: dict[str, TrainedReward]
+) -> None:
+    scorer = RewardScorer(trained["session"], bored)
+    examples = bored.examples("test")
+    varied, same = np.array([0, 1, 2, -1]), np.array([0, 3, 6, -1])
+    item_BWK = np.broadcast_to(np.stack([varied, same]), (len(examples), 2, 4)).astype(np.int32)
+    reward_BW = scorer.score(examples, item_BWK)
+    assert reward_BW.dtype == np.float32
+    assert reward_BW.shape == (len(examples), 2)
+    assert (reward_BW[:, 0] > reward_BW[:, 1]).mean() > 0.9
+    alone = scorer.score(examples[7:8], item_BWK[7:8])
+    np.testing.assert_allclose(alone, reward_BW[7:8], rtol=1e-5)
+    with pytest.raises(ValueError, match="300 examples need slates"):
+        scorer.score(examples, item_BWK[:2])
+    with pytest.raises(ValueError, match="at most 4"):
+        scorer.score(examples, np.zeros((len(examples), 1, 5), np.int32))
+
+
+@pytest.mark.parametrize("name", ["session", "item"])
+def test_the_exported_graph_gives_the_same_rewards(
+    name: str, bored: PreparedData, trained: dict[str, TrainedReward], tmp_path: Path
+) -> None:
+    model = trained[name].model
+    graph = RewardGraph(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            graph, graph.samples(), dynamo=True, opset_version=20, dynamic_shapes=graph.dynamic_shapes(),
+            input_names=list(INPUTS), output_names=list(OUTPUTS), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.save(tmp_path / "reward.onnx")
+    assert {node.domain for node in program.model_proto.graph.node} <= {""}
+    session = onnxruntime.InferenceSession(tmp_path / "reward.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == list(INPUTS)
+    rng = np.random.default_rng(0)
+    collator = trained[name].collator(bored)
+    for num_examples, num_slates in ((1, 1), (4, 3), (9, 16)):
+        examples = bored.examples("test")[slice(0, num_examples)]
+        item_BWK = rng.integers(bored.num_items, size=(num_examples, num_slates, 4)).astype(np.int32)
+        item_BWK[0, 0, 2:] = -1
+        history, codes = collator.history(examples), collator.slates(item_BWK)
+        values = (
+            history.codes_BTL, history.actions_BT, history.times_BT, history.values_BT, history.lengths_B,
+            history.now_B, codes,
+        )  # fmt: skip
+        found = session.run(list(OUTPUTS), {n: v.numpy() for n, v in zip(INPUTS, values, strict=True)})
+        with torch.no_grad():
+            expected = model.expectations(history, codes)
+        for mine, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, other.numpy(), atol=1e-5)
+
+
+def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> None:
+    config = config_of(max_epochs=1, signals=(), min_positives=30, num_bootstrap_samples=20)
+    trained, report = reward_with_rivals(config, FEW, sids(FEW.num_items), CODEBOOK_SIZES, tmp_path, quiet())
+    assert report.runs == {"session": 1, "item": 1, "position": 1}
+    assert report.subject == "session"
+    assert {row["other"] for row in report.differences} == {"item", "position", "session on shuffled sessions"}
+    assert_same_weights(TrainedReward.load(tmp_path, sids(FEW.num_items)), trained)
+    for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "position/calibrated.pt"):
+        assert (tmp_path / name).stat().st_size > 0
