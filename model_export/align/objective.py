@@ -1,0 +1,82 @@
+"""What one step of alignment minimises: next-token prediction, and a preference loss over pairs.
+
+Legend: P pairs of a batch, S slates of a pair (chosen, rejected, drawn), B examples, K slate size, L levels.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model_export.align.config import AlignConfig
+from model_export.align.losses import PairLogprobs, PreferenceLoss, preference_figures, slate_logprobs
+from model_export.align.pairs import CHOSEN, REJECTED, PreferencePairs
+from model_export.data import PreparedData
+from model_export.model.losses import next_code_loss
+from model_export.model.trie import TriePaths
+from model_export.train import TrainedGenerator
+from model_export.train.batches import Collator
+from model_export.train.precision import autocast
+
+_BATCH = 64
+
+
+class AlignObjective:
+    """The losses of one generator on the training examples of one data set."""
+
+    def __init__(
+        self, config: AlignConfig, trained: TrainedGenerator, prepared: PreparedData, loss: PreferenceLoss
+    ) -> None:
+        self._config = config
+        self._generator = trained.generator
+        self._preference_loss = loss
+        self._train = prepared.examples("train")
+        self._device = trained.generator.start_D.device
+        self._collator = Collator(prepared, trained.catalog, trained.generator.spec, self._device)
+        self._paths = TriePaths.of(trained.catalog.snapshot, self._device)
+        self._sids_NL = torch.from_numpy(trained.catalog.snapshot.sids_NL).long().to(self._device)
+
+    def next_token(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Mean cross-entropy of a code of the true targets, with dropout, as in training."""
+        size = min(self._config.supervised_batch_size, len(self._train))
+        examples = self._train[rng.choice(len(self._train), size, replace=False)]
+        row_BK, codes_BKL = self._collator.targets(examples)
+        self._generator.train()
+        with autocast(self._config.precision, self._device):
+            logits = self._generator(self._collator.history(examples), codes_BKL)
+        loss_BKL = next_code_loss(logits, row_BK, codes_BKL, self._paths, self._generator.config.score_mode)
+        loss = loss_BKL.sum() / ((row_BK >= 0).sum() * loss_BKL.shape[2])
+        return loss, {"ntp_loss": float(loss.detach())}
+
+    def preference(self, pairs: PreferencePairs, batch_P: npt.NDArray[np.int64]) -> tuple[Tensor, dict[str, float]]:
+        """Mean of the preference loss, and `chosen_weight` times the chosen slates' loss per code."""
+        row_PSK = pairs.row_PSK[batch_P][:, [CHOSEN, REJECTED]]
+        policy_PS = self._logprobs(pairs.example_P[batch_P], row_PSK)
+        reference_PS = torch.from_numpy(pairs.reference_PS[batch_P]).to(self._device)
+        logprobs = PairLogprobs(
+            chosen_P=policy_PS[:, CHOSEN],
+            rejected_P=policy_PS[:, REJECTED],
+            reference_chosen_P=reference_PS[:, CHOSEN],
+            reference_rejected_P=reference_PS[:, REJECTED],
+        )
+        preference = self._preference_loss(logprobs).mean()
+        num_codes = int((row_PSK[:, CHOSEN] >= 0).sum()) * self._sids_NL.shape[1]
+        loss = preference - self._config.chosen_weight * logprobs.chosen_P.sum() / num_codes
+        return loss, {"preference_loss": float(preference.detach()), **preference_figures(logprobs)}
+
+    @torch.no_grad()
+    def logprobs(self, example_P: npt.NDArray[np.int64], row_PSK: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Logprobs [P, S] of the slates under the weights as they are now."""
+        parts = [
+            self._logprobs(example_P[place : place + _BATCH], row_PSK[place : place + _BATCH]).cpu().numpy()
+            for place in range(0, len(example_P), _BATCH)
+        ]
+        return np.concatenate(parts)
+
+    def _logprobs(self, example_P: npt.NDArray[np.int64], row_PSK: npt.NDArray[np.int32]) -> Tensor:
+        # Without dropout, so that the margin over the reference starts at zero.
+        self._generator.eval()
+        history = self._collator.history(self._train[example_P])
+        rows = torch.from_numpy(row_PSK.astype(np.int64)).to(self._device)
+        with autocast(self._config.precision, self._device):
+            return slate_logprobs(self._generator, history, rows, self._sids_NL, self._paths)
