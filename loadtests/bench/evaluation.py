@@ -1,10 +1,15 @@
-"""The test figures of a trained model, in the form of every other measured run."""
+"""The test figures of trained models, in the form of every other measured run."""
+
+from math import isfinite
 
 from loadtests.bench.result import BenchResult, Row, new_result
 from model_export.evaluate import Report
-from model_export.evaluate.report import RecommenderReport, SplitReport
+from model_export.evaluate.report import Level, RecommenderReport, SplitReport
+from model_export.trials.markdown import setting_text
+from model_export.trials.report import TrialsReport
 
 _SLATE_METRICS = ("ndcg", "recall", "hit")
+_COMPARED = ("ndcg@10", "recall@10", "ndcg", "true_reward")
 
 
 def evaluation_result(name: str, report: Report) -> BenchResult:
@@ -49,3 +54,99 @@ def _rows(split: SplitReport, recommender: RecommenderReport) -> list[Row]:
         for metric, value in slate.items()
     ]
     return rows
+
+
+def trials_result(report: TrialsReport) -> BenchResult:
+    """Test figures of every model of a plan, with interval and spread over seeds, and what each cost.
+
+    Units name what a figure is: `ndcg@10` is a mean, `ndcg@10 low` and `ndcg@10 high` its interval, `ndcg@10 std` the
+    standard deviation over seeds; `results_page` puts them into one cell.
+    """
+    test = report.test.splits[-1]
+    k = report.test.config["headline_k"]
+    rows = []
+    for recommender in test.recommenders:
+        rows += _figures("next item", recommender, "item", [f"recall@{k}", f"ndcg@{k}"])
+        rows += _figures("slate", recommender, "slate", [*_SLATE_METRICS, "true_reward"])
+        rows += _unseen_rows(recommender)
+    rows += _gain_rows(report.test.subject, test)
+    for model in report.models:
+        costs = {
+            "trials": len(model.trials),
+            "CPU-s of trials": model.search_cpu_s,
+            "CPU-s of refits": model.refit_cpu_s,
+            "parameters": model.num_parameters,
+            "seeds": model.num_seeds,
+        }
+        rows += [Row(workload="cost", system=model.name, value=value, unit=unit) for unit, value in costs.items()]
+    return new_result(f"trials-{report.name}", rows, caveat=_trials_caveat(report))
+
+
+def _figures(workload: str, recommender: RecommenderReport, level: Level, metrics: list[str]) -> list[Row]:
+    values = recommender.item if level == "item" else recommender.slate
+    stds = recommender.seed_std.get(level, {})
+    rows = []
+    for metric in metrics:
+        if metric not in values or not isfinite(values[metric].mean):
+            continue
+        one = values[metric]
+        figures = {metric: one.mean, f"{metric} low": one.low, f"{metric} high": one.high}
+        if metric in stds:
+            figures[f"{metric} std"] = stds[metric]
+        rows += [
+            Row(workload=workload, system=recommender.name, value=value, unit=unit) for unit, value in figures.items()
+        ]
+    return rows
+
+
+def _unseen_rows(recommender: RecommenderReport) -> list[Row]:
+    """The examples whose target has no training event."""
+    workload = "next item, unseen targets"
+    return [
+        Row(workload=workload, system=recommender.name, value=value, unit=unit)
+        for bucket in recommender.buckets
+        if bucket.label == "unseen"
+        for unit, value in (
+            ("examples", bucket.num_examples),
+            ("recall", bucket.recall.mean),
+            ("recall low", bucket.recall.low),
+            ("recall high", bucket.recall.high),
+        )
+    ]
+
+
+def _gain_rows(subject: str, split: SplitReport) -> list[Row]:
+    """Relative paired gains over every other recommender, in per cent, and the share of the gap to the oracle."""
+    rows = []
+    for comparison in split.comparisons:
+        shares = (("gain, %", comparison.relative_gain), ("share of the oracle gap, %", comparison.share_of_oracle_gap))
+        for name, one in shares:
+            if one is None or not isfinite(one.mean) or comparison.metric not in _COMPARED:
+                continue
+            unit = f"{comparison.level} {comparison.metric} {name}"
+            if comparison.only != "all":
+                unit = f"{comparison.only} {unit}"
+            for part, value in (("", one.mean), (" low", one.low), (" high", one.high)):
+                rows.append(
+                    Row(workload=f"{subject} over", system=comparison.other, value=100 * value, unit=unit + part)
+                )
+    return rows
+
+
+def _trials_caveat(report: TrialsReport) -> str:
+    plan, data, test = report.plan, report.test.data, report.test.splits[-1]
+    chosen = "; ".join(
+        f"{model.name}: {setting_text(model.trials[model.chosen])}"
+        for model in report.models
+        if model.chosen is not None and len(model.trials) > 1
+    )
+    stopped = ", ".join(model.name for model in report.models if model.is_stopped)
+    return (
+        f"plan {report.plan_digest}: {plan['num_trials']} trials a model on valid by {plan['measure']}, at most "
+        f"{plan['max_cpu_hours']:g} CPU-hours; refitted on train and valid, seeds {plan['seeds']}; "
+        f"{test.num_examples:,} examples, {test.num_slate_examples:,} for slates, {data.num_items:,} items; repeats of "
+        f"history items: {data.repeat_policy}; intervals over users and seeds. "
+        f"{f'Simulated log {report.log_sha256}. ' if report.log_sha256 else ''}"
+        f"{f'Stopped at the cap: {stopped}. ' if stopped else ''}"
+        f"Chosen: {chosen or 'nothing to choose'}"
+    )

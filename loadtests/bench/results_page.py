@@ -6,6 +6,8 @@ from pathlib import Path
 from loadtests.bench.result import RESULTS_DIR, ROOT, BenchResult, format_value, read_results
 
 PAGE = ROOT / "RESULTS.md"
+_BY_SYSTEM = "trials-"
+_PARTS = ("low", "high", "std")
 
 _HEAD = """# Results
 
@@ -53,15 +55,43 @@ def _section(run: BenchResult) -> str:
     ]
     if run.caveat:
         lines.append(f"- caveat: {' '.join(run.caveat.split())}")
-    lines += ["", "| workload | system | value | unit |", "|---|---|---:|---|"]
-    lines += [
-        f"| {_cell(row.workload)} | {_cell(row.system)} | {format_value(row.value)} | {_cell(row.unit)} |"
-        for row in run.rows
-    ]
+    lines += _by_system(run) if run.bench.startswith(_BY_SYSTEM) else _by_row(run)
     if run.ratios:
         lines += ["", "| ratio | value |", "|---|---:|"]
         lines += [f"| {_cell(name)} | {format_value(ratio)} |" for name, ratio in run.ratios.items()]
     return "\n".join(lines) + "\n"
+
+
+def _by_row(run: BenchResult) -> list[str]:
+    return ["", "| workload | system | value | unit |", "|---|---|---:|---|"] + [
+        f"| {_cell(row.workload)} | {_cell(row.system)} | {format_value(row.value)} | {_cell(row.unit)} |"
+        for row in run.rows
+    ]
+
+
+def _by_system(run: BenchResult) -> list[str]:
+    """A table a workload: a line a system, a column a unit; `x low`, `x high` and `x std` stand in the cell of `x`."""
+    lines = []
+    for workload in dict.fromkeys(row.workload for row in run.rows):
+        rows = [row for row in run.rows if row.workload == workload]
+        values = {(row.system, row.unit): row.value for row in rows}
+        units = [unit for unit in dict.fromkeys(row.unit for row in rows) if unit.rpartition(" ")[2] not in _PARTS]
+        lines += ["", f"| {_cell(workload)} | {' | '.join(map(_cell, units))} |", f"|---|{'---:|' * len(units)}"]
+        for system in dict.fromkeys(row.system for row in rows):
+            cells = [_figure(values, system, unit) for unit in units]
+            lines.append(f"| {_cell(system)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _figure(values: dict[tuple[str, str], float], system: str, unit: str) -> str:
+    """`mean [low, high] ± std`, as far as it is known."""
+    if (system, unit) not in values:
+        return "-"
+    low, high, std = (values.get((system, f"{unit} {part}")) for part in _PARTS)
+    text = format_value(values[system, unit])
+    if low is not None and high is not None:
+        text += f" [{format_value(low)}, {format_value(high)}]"
+    return text if std is None else f"{text} ± {format_value(std)}"
 
 
 def _published(path: Path) -> str:
