@@ -51,7 +51,7 @@ def main() -> None:
     try:
         cli()
     except (OneSlateError, ValueError) as error:
-        fail(str(error), usage=type(error).__name__ == "RecipeError")
+        fail(str(error), usage=type(error).__name__ in {"RecipeError", "PlanError"})
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except ModuleNotFoundError as error:
@@ -128,6 +128,72 @@ def train(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> Non
     Example: `oneslate train --out runs/mine --set train.max_epochs=30`
     """
     _run(recipe, settings, out).train()
+
+
+@cli.command(rich_help_panel="Offline")
+def reward(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:
+    """Trains the session reward model on what was shown, and reports on it; goes on from a checkpoint.
+
+    Example: `oneslate reward --out runs/mine --set reward.max_epochs=5`
+    """
+    run = _run(recipe, settings, out)
+    run.reward()
+    typer.echo(f"report: {run.folder / 'reward' / 'report.md'}")
+
+
+@cli.command(rich_help_panel="Offline")
+def align(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:
+    """Aligns the generator to the reward model (IPA); goes on from a checkpoint.
+
+    Example: `oneslate align --out runs/mine --set align.num_iterations=4`
+    """
+    run = _run(recipe, settings, out)
+    if run.recipe.align.num_iterations == 0:
+        raise typer.BadParameter("the recipe has no alignment; add --set align.num_iterations=4")
+    run.align()
+    typer.echo(f"curves: {run.folder / 'align' / 'curves.png'}")
+
+
+@cli.command(rich_help_panel="Offline")
+def simulate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; `log` and `truth` come into it.")],
+    events: Annotated[int, typer.Option(min=1000, help="About how many events.")] = 300_000,
+    boredom: Annotated[bool, typer.Option(help="Off: what a slate is worth becomes a sum over its items.")] = True,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Writes a made-up event log, and apart from it the truth: what any slate is worth to any of its users.
+
+    Example: `oneslate simulate --out runs/simulated --events 1000000`
+    """
+    from model_export.data.simulator import SimulatorConfig
+    from model_export.data.simulator import simulate as write
+    from model_export.progress import Progress
+
+    config = SimulatorConfig.judging(seed=seed).for_events(events)
+    typer.echo(str(write(config if boredom else config.without_boredom(), out, Progress().say)))
+
+
+@cli.command(rich_help_panel="Measuring")
+def trials(
+    plan: Annotated[str, typer.Option("--plan", "-p", help="Name of a plan (`industrial`, ...) or path of a .toml.")],
+    out: RunFolder,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="The event log; none for simulated plans.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials side by side, one thread each.")] = 1,
+    record: Record = False,
+) -> None:
+    """Gives every model of a plan the same trials, refits the best of each with several seeds, and compares on test.
+
+    Example: `oneslate trials --plan industrial --data industrial/ --out runs/trials-industrial --jobs 2`
+    """
+    from model_export.progress import Progress
+    from model_export.trials import run_trials
+
+    report = run_trials(plan, data, out, jobs=jobs, progress=Progress())
+    if record:
+        from loadtests.bench.evaluation import trials_result
+
+        trials_result(report).append_to()
+    typer.echo(f"report: {out / 'report.md'}")
 
 
 @cli.command(rich_help_panel="Offline")
@@ -290,6 +356,20 @@ def bench_http(record: Record = False) -> None:
     from loadtests.bench import http
 
     http.run(record=record)
+
+
+@bench_cli.command("tokenize")
+def bench_tokenize(
+    items: Annotated[int, typer.Option(min=1, help="Only this many items; 0: every size of the workload.")] = 0,
+    record: Record = False,
+) -> None:
+    """Semantic IDs for up to a million items, beside plain residual k-means: time, memory, error. Slow.
+
+    Example: `oneslate bench tokenize --items 100000`
+    """
+    from loadtests.bench import tokenize as bench
+
+    bench.run(num_items=items or None, record=record)
 
 
 @cli.command(rich_help_panel="Measuring")

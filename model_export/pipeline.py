@@ -1,6 +1,7 @@
 """All offline stages in one run folder: what is done is not done again.
 
-The way: prepare -> tokenize -> train -> evaluate -> export. Each stage reads what the ones before it wrote.
+The way: prepare -> tokenize -> train -> reward -> align -> evaluate -> export. Each stage reads what the ones before it
+wrote. A recipe without alignment leaves the reward model out, which needs data that tell what was shown.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model_export.align.stage import align
 from model_export.data import PreparedData, prepare
 from model_export.evaluate import Recommender, Report, evaluate
 from model_export.evaluate.baselines.cooccurrence import Cooccurrence
@@ -22,6 +24,9 @@ from model_export.evaluate.generative import GenerativeRecommender
 from model_export.onnx.export import ModelRecord, export
 from model_export.progress import Progress
 from model_export.recipe import Recipe
+from model_export.reward.reward_scorer import RewardScorer
+from model_export.reward.rivals import reward_with_rivals
+from model_export.reward.stage import TrainedReward
 from model_export.tokenizer import Tokenization, tokenize
 from model_export.train import TrainedGenerator, train
 from service.bundle.writer import write_json
@@ -31,10 +36,21 @@ _SECTIONS = {
     "prepare": ("prepare",),
     "tokenize": ("tokenize",),
     "train": ("model", "train"),
+    "reward": ("reward",),
+    "align": ("align",),
     "evaluate": ("evaluate", "sasrec"),
     "export": ("export",),
 }
 """The stages in their order, and the tables of the recipe that each one reads."""
+_MADE_FROM = {
+    "tokenize": ("prepare",),
+    "train": ("prepare", "tokenize"),
+    "reward": ("prepare", "tokenize"),
+    "align": ("train", "reward"),
+    "evaluate": ("train", "align"),
+    "export": ("train", "align", "evaluate"),
+}
+"""What each stage reads of the ones before it."""
 
 
 class StageError(OneSlateError, ValueError):
@@ -63,6 +79,9 @@ class Run:
         self.prepare(data)
         self.tokenize()
         self.train()
+        if self.recipe.align.num_iterations > 0:
+            self.reward()
+            self.align()
         self.evaluate()
         return self.export(bundle)
 
@@ -97,8 +116,32 @@ class Run:
                     tokenization.codebook_sizes,
                     out,
                     self.progress,
+                    tokenization.embeddings_ND,
                 )
                 self.progress.say(f"  learning curves: {out / 'curves.png'}")
+        return self._pretrained()
+
+    def reward(self) -> TrainedReward:
+        """Trains the session reward model, and beside it the two that it is measured against."""
+        self._require("prepare", "tokenize")
+        config, tokenization = self.recipe.reward, self._tokenization()
+        with self._stage("reward", resumes=True) as out:
+            if out is not None:
+                reward_with_rivals(
+                    config, self._prepared(), tokenization.sids_NL, tokenization.codebook_sizes, out, self.progress
+                )
+                self.progress.say(f"  report: {out / 'report.md'}")
+        return self._reward()
+
+    def align(self) -> TrainedGenerator:
+        """Aligns the generator to the reward model."""
+        self._require("train", "reward")
+        with self._stage("align", resumes=True) as out:
+            if out is not None:
+                prepared = self._prepared()
+                scorer = RewardScorer(self._reward(), prepared)
+                align(self.recipe.align, self._pretrained(), scorer, prepared, out, self.progress)
+                self.progress.say(f"  curves: {out / 'curves.png'}")
         return self._trained()
 
     def evaluate(self) -> Report:
@@ -172,13 +215,18 @@ class Run:
         if out.exists() and not (resumes and begun.exists()):
             shutil.rmtree(out)
         self.folder.mkdir(parents=True, exist_ok=True)
-        later = list(_SECTIONS)[list(_SECTIONS).index(name) + 1 :]
-        for stage in later:  # they were made from what is about to be replaced
-            (self.folder / f"{stage}.done").unlink(missing_ok=True)
-            (self.folder / f"{stage}.begun").unlink(missing_ok=True)
+        self._forget_what_was_made_from(name)
         write_json(begun, {**self.recipe.resolved(), "data": data})
         yield out
         begun.rename(done)
+
+    def _forget_what_was_made_from(self, replaced: str) -> None:
+        for stage, sources in _MADE_FROM.items():
+            markers = [self.folder / f"{stage}.{end}" for end in ("done", "begun")]
+            if replaced in sources and any(marker.exists() for marker in markers):
+                for marker in markers:
+                    marker.unlink(missing_ok=True)
+                self._forget_what_was_made_from(stage)
 
     def _refuse_other_settings(self, stage: str, marker: Path, data: str) -> None:
         made, asked = json.loads(marker.read_text()), self.recipe.resolved()
@@ -214,8 +262,18 @@ class Run:
     def _tokenization(self) -> Tokenization:
         return Tokenization.load(self.folder / "tokenize")
 
-    def _trained(self) -> TrainedGenerator:
+    def _reward(self) -> TrainedReward:
+        return TrainedReward.load(self.folder / "reward", self._tokenization().sids_NL)
+
+    def _pretrained(self) -> TrainedGenerator:
         return TrainedGenerator.load(self.folder / "train", self._prepared(), self._tokenization().sids_NL)
+
+    def _trained(self) -> TrainedGenerator:
+        """The aligned generator, where the recipe has one."""
+        if self.recipe.align.num_iterations == 0:
+            return self._pretrained()
+        self._require("align")
+        return TrainedGenerator.load(self.folder / "align", self._prepared(), self._tokenization().sids_NL)
 
     def _metrics(self) -> dict[str, float]:
         """The generator's figures of the last split reported; empty if it was not evaluated."""

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from model_export.align.config import AlignConfig
 from model_export.data.config import PrepareConfig
 from model_export.evaluate.baselines.sasrec_config import SasRecConfig
 from model_export.evaluate.config import EvaluateConfig
 from model_export.model.config import ModelConfig
 from model_export.onnx.config import ExportConfig
+from model_export.reward.config import RewardConfig
 from model_export.tokenizer.config import TokenizerConfig
 from model_export.train.config import TrainConfig
 from service.errors import OneSlateError
@@ -47,6 +49,10 @@ class Recipe:
     """`[model]`"""
     train: TrainConfig = field(default_factory=TrainConfig)
     """`[train]`"""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """`[reward]`: the session reward model, for data that tell what was shown."""
+    align: AlignConfig = field(default_factory=AlignConfig)
+    """`[align]`"""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """`[evaluate]`"""
     sasrec: SasRecConfig = field(default_factory=SasRecConfig)

@@ -57,8 +57,8 @@ class Built:
 
 
 def write_log(folder: Path) -> Path:
-    """A simulated log of 150 users and 60 items."""
-    return write_simulation(SimulatorConfig(num_items=60, num_users=150, num_days=10, mean_visits=4.0), folder)
+    """A simulated log of 300 users and 60 items."""
+    return write_simulation(SimulatorConfig(num_items=60, num_users=300, num_days=10, mean_visits=5.0), folder)
 
 
 def set_options(settings: tuple[str, ...] = SETTINGS) -> list[str]:

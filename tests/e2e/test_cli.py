@@ -16,8 +16,11 @@ from tiny_build import Built
 
 import oneslate
 
-COMMANDS = ["build", "prepare", "tokenize", "train", "evaluate", "export", "serve", "demo", "results"]
-BENCHES = ["decode", "http"]
+COMMANDS = [
+    "build", "prepare", "tokenize", "train", "reward", "align", "evaluate", "export", "simulate", "trials", "serve",
+    "demo", "results",
+]  # fmt: skip
+BENCHES = ["decode", "http", "tokenize"]
 
 
 def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -275,3 +278,24 @@ def test_what_goes_online_never_imports_the_trainer(tmp_path: Path, arguments: l
     assert "oneslate" in imported
     for name in imported:
         assert name.partition(".")[0] not in {"torch", "polars", "pandas", "sklearn", "onnx", "model_export"}, name
+
+
+def test_simulate_writes_a_log_and_apart_from_it_the_truth(tmp_path: Path) -> None:
+    done = run("simulate", "--out", "simulated", "--events", "2000", "--no-boredom", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert " events of " in done.stdout
+    assert {file.name for file in (tmp_path / "simulated").iterdir()} == {"log", "truth"}
+    prepared = run("prepare", "--data", "simulated/log", "--format", "table", "--out", "run", cwd=tmp_path)
+    assert prepared.returncode == 0, prepared.stderr
+    assert (tmp_path / "run" / "prepare" / "feedback.parquet").exists()
+
+
+def test_aligning_without_rounds_is_wrong_usage(tmp_path: Path) -> None:
+    done = run("align", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "align.num_iterations" in done.stderr
+
+
+def test_a_plan_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    done = run("trials", "--plan", "industrail", "--out", "run", cwd=tmp_path)
+    assert_one_line(done, 2, "industrail")

@@ -81,7 +81,7 @@ def test_the_whole_way_and_through_a_crash(built: Built, tmp_path: Path, free_po
             acknowledged = []
             for number, item_id in enumerate(watched):
                 event = {
-                    "event_id": f"e{number}", "user_id": USER, "item_id": item_id, "action": "view",
+                    "event_id": f"e{number}", "user_id": USER, "item_id": item_id, "action": "click",
                     "timestamp": now_s - 1200 - 10 * (len(watched) - number), "value": 10.0 + number,
                 }  # fmt: skip
                 (result,) = post(client, "/v1/events", {"events": [event]})["results"]
