@@ -9,7 +9,8 @@ from model_export.trials.markdown import setting_text
 from model_export.trials.report import TrialsReport
 
 _SLATE_METRICS = ("ndcg", "recall", "hit")
-_COMPARED = ("ndcg@10", "recall@10", "ndcg", "true_reward")
+_TRIALS_SLATE_METRICS = (*_SLATE_METRICS, "true_reward", "diversity_embedding", "legality")
+_COMPARED = ("ndcg@10", "recall@10", "ndcg", "true_reward", "diversity_embedding")
 
 
 def evaluation_result(name: str, report: Report) -> BenchResult:
@@ -67,7 +68,7 @@ def trials_result(report: TrialsReport) -> BenchResult:
     rows = []
     for recommender in test.recommenders:
         rows += _figures("next item", recommender, "item", [f"recall@{k}", f"ndcg@{k}"])
-        rows += _figures("slate", recommender, "slate", [*_SLATE_METRICS, "true_reward"])
+        rows += _figures("slate", recommender, "slate", list(_TRIALS_SLATE_METRICS))
         rows += _unseen_rows(recommender)
     rows += _gain_rows(report.test.subject, test)
     for model in report.models:
@@ -143,7 +144,8 @@ def _trials_caveat(report: TrialsReport) -> str:
     stopped = ", ".join(model.name for model in report.models if model.is_stopped)
     return (
         f"plan {report.plan_digest}: {plan['num_trials']} trials a model on valid by {plan['measure']}, at most "
-        f"{plan['max_cpu_hours']:g} CPU-hours; refitted on train and valid, seeds {plan['seeds']}; "
+        f"{plan['max_cpu_hours']:g} CPU-hours; {'refitted on train and valid' if plan['refit'] else 'fitted on train'}, "
+        f"seeds {plan['seeds']}; "
         f"{test.num_examples:,} examples, {test.num_slate_examples:,} for slates, {data.num_items:,} items; repeats of "
         f"history items: {data.repeat_policy}; intervals over users and seeds. "
         f"{f'Simulated log {report.log_sha256}. ' if report.log_sha256 else ''}"

@@ -15,6 +15,7 @@ _COUNTS = (
     "num_valid_examples",
     "rollout_batch_size",
     "checkpoint_every",
+    "min_target_items",
 )
 
 
@@ -51,6 +52,8 @@ class AlignConfig:
     """Pairs a step."""
     supervised_batch_size: int = 64
     """Examples a step for next-token prediction."""
+    min_target_items: int = 1
+    """Of the examples for next-token prediction; as `train.min_target_items`."""
     dpo_weight: float = 2.0
     """Lambda: weight of the preference loss against next-token prediction."""
     beta: float = 0.5

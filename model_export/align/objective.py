@@ -15,7 +15,7 @@ from model_export.data import PreparedData
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
 from model_export.train import TrainedGenerator
-from model_export.train.batches import Collator
+from model_export.train.batches import Collator, training_examples
 from model_export.train.precision import autocast
 
 _BATCH = 64
@@ -31,6 +31,7 @@ class AlignObjective:
         self._generator = trained.generator
         self._preference_loss = loss
         self._train = prepared.examples("train")
+        self._supervised = training_examples(prepared, config.min_target_items)
         self._device = trained.generator.start_D.device
         self._collator = Collator(prepared, trained.catalog, trained.generator.spec, self._device)
         self._paths = TriePaths.of(trained.catalog.snapshot, self._device)
@@ -38,8 +39,8 @@ class AlignObjective:
 
     def next_token(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy of a code of the true targets, with dropout, as in training."""
-        size = min(self._config.supervised_batch_size, len(self._train))
-        examples = self._train[rng.choice(len(self._train), size, replace=False)]
+        size = min(self._config.supervised_batch_size, len(self._supervised))
+        examples = self._supervised[rng.choice(len(self._supervised), size, replace=False)]
         row_BK, codes_BKL = self._collator.targets(examples)
         self._generator.train()
         with autocast(self._config.precision, self._device):

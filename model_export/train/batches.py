@@ -78,6 +78,17 @@ class Collator:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
+def training_examples(prepared: PreparedData, min_target_items: int) -> Examples:
+    """The examples of `train` whose targets have so many items. `ValueError` where there are none."""
+    examples = prepared.examples("train")
+    if len(examples) == 0:
+        raise ValueError("there are no training examples: too few events before the first split")
+    is_long = examples.target_end - examples.target_start >= min_target_items
+    if not is_long.any():
+        raise ValueError(f"no training example has a target of {min_target_items} items (min_target_items)")
+    return examples[np.flatnonzero(is_long)]
+
+
 def shuffled_batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> Iterator[Examples]:
     """All examples once, in random batches of similar history length, so that little is padding."""
     order = rng.permutation(len(examples))

@@ -36,6 +36,9 @@ class TrainConfig:
     """Longer gradients are scaled down to it."""
     history_dropout: float = 0.05
     """Share of training histories that are emptied, so that new users are in distribution."""
+    min_target_items: int = 1
+    """Training examples whose target has fewer items are left out: OneRec learns from sessions of high quality alone,
+    first of all from those with at least five items watched (arXiv 2502.18965, section 3.2)."""
     first_item_weight: float = 1.0
     """Weight of the target's first item against each later one, for both kinds of targets."""
     num_valid_examples: int = 1000
@@ -50,7 +53,9 @@ class TrainConfig:
     """Seed of weights, order and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("history_length", "batch_size", "max_epochs", "num_valid_examples", "checkpoint_every"):
+        for name in (
+            "history_length", "batch_size", "max_epochs", "min_target_items", "num_valid_examples", "checkpoint_every",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
         if self.valid_beam_width < 10:

@@ -15,7 +15,7 @@ from model_export.model import Generator, HistoryBatch
 from model_export.model.trie import TriePaths
 from model_export.progress import Progress as Bar
 from model_export.train.balancing import ExpertBalancer, added, load_figures
-from model_export.train.batches import Collator, shuffled_batches
+from model_export.train.batches import Collator, shuffled_batches, training_examples
 from model_export.train.catalog import TrainingCatalog
 from model_export.train.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from model_export.train.config import TrainConfig
@@ -39,13 +39,11 @@ class Trainer:
         catalog: TrainingCatalog,
         out: Path,
     ) -> None:
-        if len(prepared.examples("train")) == 0:
-            raise ValueError("there are no training examples: too few events before the first split")
         self.config = config
         self.generator = generator
         self.out = out
         self._device = generator.start_D.device
-        self._examples = prepared.examples("train")
+        self._examples = training_examples(prepared, config.min_target_items)
         self._collator = Collator(prepared, catalog, generator.spec, self._device)
         self._objective = Objective(config, self._collator, TriePaths.of(catalog.snapshot, self._device))
         self._validator = Validator(config, prepared, catalog, self._collator)

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from model_export.evaluate.generative import GenerativeRecommender, SlateMode
-from model_export.recipe import Recipe
 from model_export.tokenizer import Tokenization
 from model_export.train import TrainedGenerator, train
 from model_export.train.loop import METRICS
 from model_export.trials.kinds import FitTask, Fitted
-from model_export.trials.plan import digest
-from model_export.trials.shared import data_digest, locked
+from model_export.trials.shared import data_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,44 +35,70 @@ class GeneratorKind:
         "model": None, "train": None, "tokenize": None, "export": None, "slates": SlatesConfig,
     }  # fmt: skip
     has_seeds = True
+    needs_validation = False
 
     def fit(self, task: FitTask) -> Fitted:
-        """Tokenizes and trains, or takes what another fit has made; goes on from a checkpoint."""
-        recipe, settings = task.recipe(), task.table("slates", SlatesConfig)
-        tokenization = task.shared.tokenization(recipe.tokenize, task.prepared)
-        made_from = [asdict(recipe.model), asdict(recipe.train), asdict(recipe.tokenize), data_digest(task.prepared)]
-        folder = task.shared.folder / f"train-{digest([*made_from, task.num_epochs])}"
-        with locked(folder.with_suffix(".lock")):
-            if not (folder / "done").exists():
-                _train(recipe, task, tokenization, folder)
-                (folder / "done").touch()
-        trained = TrainedGenerator.load(folder, task.prepared, tokenization.sids_NL)
+        """Takes the shared training and fills slates as asked."""
+        settings, training = task.table("slates", SlatesConfig), trained_generator(task)
         recommender = GenerativeRecommender(
-            trained,
+            training.trained,
             task.prepared,
-            beam_width=recipe.export.beam_width,
+            beam_width=task.recipe().export.beam_width,
             slate_mode=settings.slate_mode,
-            embedding_ND=tokenization.embeddings_ND,
+            embedding_ND=training.tokenization.embeddings_ND,
             mmr_lambda=settings.mmr_lambda,
         )
-        num_parameters = sum(parameter.numel() for parameter in trained.generator.parameters())
         return Fitted(
-            recommender=recommender, num_parameters=num_parameters, num_epochs=task.num_epochs or _best_epoch(folder)
+            recommender=recommender,
+            num_parameters=num_parameters(training.trained.generator),
+            num_epochs=training.num_epochs,
         )
 
 
-def _train(recipe: Recipe, task: FitTask, tokenization: Tokenization, folder: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class GeneratorTraining:
+    """A trained generator, and what comes with it."""
+
+    folder: Path
+    """Its name covers everything that the training was made from."""
+    tokenization: Tokenization
+    trained: TrainedGenerator
+    num_epochs: int
+    """Behind the weights that were kept."""
+
+
+def trained_generator(task: FitTask) -> GeneratorTraining:
+    """Tokenizes and trains, or takes what another fit, of whatever kind, has made; goes on from a checkpoint."""
+    recipe = task.recipe()
+    tokenization = task.shared.tokenization(recipe.tokenize, task.prepared)
     # A refit stops where validation would have: the rate must fall as it did when the epoch was chosen.
-    train(
-        recipe.train if task.num_epochs is None else replace(recipe.train, stop_epoch=task.num_epochs),
-        recipe.model,
-        task.prepared,
-        tokenization.sids_NL,
-        tokenization.codebook_sizes,
-        folder,
-        task.progress,
-        tokenization.embeddings_ND,
+    config = recipe.train if task.num_epochs is None else replace(recipe.train, stop_epoch=task.num_epochs)
+
+    def make(out: Path) -> None:
+        train(
+            config,
+            recipe.model,
+            task.prepared,
+            tokenization.sids_NL,
+            tokenization.codebook_sizes,
+            out,
+            task.progress,
+            tokenization.embeddings_ND,
+        )
+
+    made_from = [asdict(recipe.model), asdict(recipe.train), asdict(recipe.tokenize), data_digest(task.prepared)]
+    folder = task.shared.trained("train", [*made_from, task.num_epochs], make)
+    return GeneratorTraining(
+        folder=folder,
+        tokenization=tokenization,
+        trained=TrainedGenerator.load(folder, task.prepared, tokenization.sids_NL),
+        num_epochs=task.num_epochs or _best_epoch(folder),
     )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Trained numbers of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _best_epoch(folder: Path) -> int:

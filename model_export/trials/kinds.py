@@ -1,12 +1,12 @@
 """Kinds of models that a plan may name, and what a kind has to offer.
 
-A new kind is a class with `tables`, `has_seeds` and `fit`, and an entry in `KINDS`.
+A new kind is a class with `tables`, `has_seeds`, `needs_validation` and `fit`, and an entry in `KINDS`.
 """
 
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +15,7 @@ from model_export.data import PreparedData
 from model_export.evaluate import Recommender
 from model_export.progress import Progress
 from model_export.recipe import Recipe, load_recipe
+from model_export.reward.scorer import SlateScorer
 from model_export.trials.plan import PlanError, Tables
 from model_export.trials.shared import Shared
 
@@ -40,6 +41,8 @@ class FitTask:
     shared: Shared
     """What several fits need."""
     progress: Progress
+    truth: Callable[[], SlateScorer] | None = None
+    """Measured, never used: only alignment's curves draw it. Loads it when called; None: there is no simulator."""
 
     def recipe(self) -> Recipe:
         """The recipe with the plan's tables and the seed. `PlanError` for a value that cannot be."""
@@ -74,6 +77,11 @@ class ModelKind(Protocol):
         """Whether another seed gives another model."""
         ...
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether a fit cannot do without validation examples, so that a plan with it must say `refit = false`."""
+        ...
+
     def fit(self, task: FitTask) -> Fitted:
         """Fits one model, on one thread. `ValueError` where the setting cannot be trained (it diverges, say)."""
         ...
@@ -88,7 +96,7 @@ def plan_recipe(name: str, tables: Tables, *, seed: int | None = None, **prepare
         for key, value in values.items()
     ]
     if seed is not None:
-        settings += [f"train.seed={seed}", f"sasrec.seed={seed}"]
+        settings += [f"{table}.seed={seed}" for table in ("train", "sasrec", "reward", "align")]
     try:
         return load_recipe(name, settings, **prepare)
     except ValueError as error:

@@ -63,6 +63,9 @@ class TrialsPlan(_Strict):
     """Process time of all trials of one model; beyond it the model's search stops."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
     """Of the fits behind the test figures; the first one is the seed of every trial."""
+    refit: bool = True
+    """Whether the fits behind the test figures see validation data; false where published figures did not,
+    and where a kind cannot do without validation (alignment)."""
     prepare: dict[str, Any] = {}
     """Values of the recipe's table `[prepare]`."""
     evaluate: dict[str, Any] = {}

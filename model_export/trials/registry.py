@@ -2,6 +2,7 @@
 
 import difflib
 
+from model_export.trials.aligned import AlignedKind, BestOfNKind
 from model_export.trials.baselines import ContentKind, CooccurrenceKind, PopularityKind, SasRecKind
 from model_export.trials.generators import GeneratorKind
 from model_export.trials.kinds import ModelKind, filled, plan_recipe
@@ -13,6 +14,8 @@ KINDS: dict[str, ModelKind] = {
     "content": ContentKind(),
     "sasrec": SasRecKind(),
     "generator": GeneratorKind(),
+    "aligned": AlignedKind(),
+    "best_of_n": BestOfNKind(),
 }
 
 
@@ -32,6 +35,11 @@ def check_models(plan: TrialsPlan) -> None:
         if kind.tables and model.num_trials != plan.num_trials:
             raise PlanError(
                 f"models.{name}: {model.num_trials} trials; every model with settings gets {plan.num_trials}"
+            )
+        if kind.needs_validation and plan.refit:
+            raise PlanError(
+                f"models.{name}: kind {model.kind} chooses by validation examples, which a refit trains on; "
+                "the plan must say refit = false"
             )
         for place in range(model.num_trials):
             tables = model.trial(place)

@@ -2,7 +2,8 @@
 
 Phase 1 fits every setting of every model on `train` with the first seed and measures it on `valid`. Phase 2 fits the
 best setting of each on `train` and `valid` with every seed, for the number of epochs that phase 1 found, and measures
-on `test`. Nothing of `test` is read before that. What is done is not done again.
+on `test`; a plan with `refit = false` leaves it at `train`, and every seed chooses its own epoch. Nothing of `test` is
+read before that. What is done is not done again.
 """
 
 import functools
@@ -100,7 +101,8 @@ class _Run:
         _check_measure(plan, self.recipe.evaluate)
         self.shared = Shared(out / "shared")
         self.train: _Data
-        self.both: _Data
+        self.final: _Data
+        """What the fits behind the test figures see."""
         self.simulation: Simulation | None = None
         self._values: dict[Path, float] = {}
 
@@ -126,7 +128,7 @@ class _Run:
             )
         self.train = _Data(folder=folder, prepared=PreparedData.load(folder))
         refit = self.out / "prepared-refit"
-        self.both = _Data(folder=refit, prepared=PreparedData.load(refit))
+        self.final = _Data(folder=refit, prepared=PreparedData.load(refit)) if self.plan.refit else self.train
 
     def search(self) -> dict[str, Ended]:
         """Every trial of every model, by model."""
@@ -167,7 +169,7 @@ class _Run:
         jobs = []
         for name, place in chosen.items():
             seeds = self.plan.seeds if kind_of(self.plan.models[name].kind).has_seeds else self.plan.seeds[:1]
-            num_epochs = trials[name][place][1].num_epochs
+            num_epochs = trials[name][place][1].num_epochs if self.plan.refit else None
             jobs += [self._job("refit", name, place, seed, num_epochs) for seed in seeds]
         refits = self._run("refits", jobs, None)
         for job, result in (pair for pairs in refits.values() for pair in pairs):
@@ -193,7 +195,7 @@ class _Run:
             Seeds(name, tuple(RecordedLists.load(job.folder / LISTS) for job, _ in found))
             for name, found in refits.items()
         ]
-        prepared = self.both.prepared
+        prepared = self.final.prepared
         return evaluate(
             replace(self.recipe.evaluate, splits=(TEST,)),
             prepared,
@@ -240,7 +242,7 @@ class _Run:
 
     def _job(self, phase: str, name: str, place: int, seed: int, num_epochs: int | None) -> Job:
         model = self.plan.models[name]
-        data, split = (self.train, "valid") if phase == "search" else (self.both, TEST)
+        data, split = (self.train, "valid") if phase == "search" else (self.final, TEST)
         tables = model.trial(place)
         resolved = plan_recipe(self.plan.recipe, tables, seed=seed).resolved()
         lists: EvaluateConfig = self.recipe.evaluate
@@ -265,6 +267,7 @@ class _Run:
             split=split,
             evaluate=self.recipe.evaluate,
             shared=self.shared.folder,
+            truth=None if self.simulation is None else self.simulation.truth_folder,
         )
 
     def _run(self, what: str, jobs: list[Job], max_cpu_hours: float | None) -> dict[str, Ended]:

@@ -1,4 +1,4 @@
-"""What several fits need, made once: tokenizations and text embeddings, kept by the hash of what they come from."""
+"""What several fits need, made once: tokenizations, embeddings, trainings, kept by the hash of what they come from."""
 
 import dataclasses
 import fcntl
@@ -43,6 +43,15 @@ class Shared:
 
         loaded: npt.NDArray[np.float32] = np.load(self._made("embed", config, prepared, make) / "embeddings.npy")
         return loaded
+
+    def trained(self, stage: str, made_from: list[Any], train: Callable[[Path], None]) -> Path:
+        """The folder of a training: run to its end by one process alone, from what a killed one left there."""
+        folder = self.folder / f"{stage}-{digest(made_from)}"
+        with locked(folder.with_suffix(".lock")):
+            if not (folder / "done").exists():
+                train(folder)
+                (folder / "done").touch()
+        return folder
 
     def _made(self, stage: str, config: TokenizerConfig, prepared: PreparedData, make: Callable[[Path], None]) -> Path:
         """The folder of a result: made where it is missing, by one process alone, and renamed when it is whole."""

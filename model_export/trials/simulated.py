@@ -26,6 +26,8 @@ class Simulation:
 
     log: Path
     truth: Truth
+    truth_folder: Path
+    """Where the truth lies."""
 
     def scorer(self, prepared: PreparedData) -> SlateScorer:
         """Says what slates are truly worth."""
@@ -64,4 +66,5 @@ def simulated(settings: dict[str, Any], folder: Path, progress: Progress) -> Sim
         write_whole(marker, json.dumps(made_from, indent=2) + "\n")
     elif json.loads(marker.read_text(encoding="utf-8")) != made_from:
         raise PlanError(f"{marker}: simulated with other settings; name another --out")
-    return Simulation(log=folder / "log", truth=Truth.load(folder / "truth"))
+    truth = folder / "truth"
+    return Simulation(log=folder / "log", truth=Truth.load(truth), truth_folder=truth)

@@ -1,5 +1,6 @@
 """One trial in one folder: fit a model, record its lists, keep the result. Run in a process of its own."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -16,10 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from model_export.data import PreparedData
+from model_export.data.simulator import Truth
 from model_export.evaluate import EvaluateConfig
 from model_export.evaluate.recorded import RecordedLists
 from model_export.evaluate.samples import draw_samples
 from model_export.progress import Progress
+from model_export.reward.scorer import SlateScorer
 from model_export.trials.kinds import FitTask
 from model_export.trials.plan import Tables
 from model_export.trials.registry import kind_of
@@ -49,6 +52,8 @@ class Job:
     """Whose examples get lists."""
     evaluate: EvaluateConfig
     shared: Path
+    truth: Path | None = None
+    """The simulator's truth, where the data come from one: for curves alone."""
 
     @property
     def label(self) -> str:
@@ -119,6 +124,7 @@ def _fit_and_record(job: Job, progress: Progress) -> Result:
         out=job.folder,
         shared=Shared(job.shared),
         progress=progress,
+        truth=None if job.truth is None else functools.partial(_true_scorer, job.truth, prepared),
     )
     fitted = kind_of(job.kind).fit(task)
     samples = draw_samples(replace(job.evaluate, splits=(job.split,)), prepared, job.split)
@@ -127,6 +133,10 @@ def _fit_and_record(job: Job, progress: Progress) -> Result:
     )
     lists.save(job.folder / LISTS)
     return Result(status="done", cpu_s=0.0, num_parameters=fitted.num_parameters, num_epochs=fitted.num_epochs)
+
+
+def _true_scorer(folder: Path, prepared: PreparedData) -> SlateScorer:
+    return Truth.load(folder).scorer(prepared)
 
 
 class CpuMeter:

@@ -24,6 +24,8 @@ LAST_RESORT = -1e6
 """Worth of choosing nothing: below any item."""
 POOL_SIZE = 100
 """Items tried in each place of a slate that was found."""
+ORDERED_POOL_SIZE = 12
+"""Of these, items for which every order is tried too: a new item may want the others in other places."""
 NUM_SWEEPS = 2
 MAX_ORDERED = 5
 """Longer slates are not tried in every order."""
@@ -60,7 +62,8 @@ def search_best(problem: Problem, k: int, width: int) -> Int:
 
 
 def _polished(problem: Problem, slate_bK: Int, alone_bI: Float) -> Int:
-    """Slates that no other order, and no other of the items best alone in one place, would make better."""
+    """Slates that no other order, no other of the items best alone in one place, and hardly one with both changes
+    together, would make better."""
     user_b1 = np.arange(len(slate_bK))[:, None]
     pool_bC = np.argsort(-alone_bI, axis=1, kind="stable")[:, :POOL_SIZE]
     is_possible_bC = np.take_along_axis(alone_bI, pool_bC, axis=1) > -np.inf
@@ -71,7 +74,11 @@ def _polished(problem: Problem, slate_bK: Int, alone_bI: Float) -> Int:
             is_new_bC = is_possible_bC & (slate_bK[:, None, :] != pool_bC[:, :, None]).all(axis=2)
             others_bCK = np.repeat(slate_bK[:, None, :], pool_bC.shape[1], axis=1)
             others_bCK[:, :, place] = pool_bC
-            slate_bK = _better(problem, slate_bK, np.where(is_new_bC[:, :, None], others_bCK, -1))
+            others_bCK = np.where(is_new_bC[:, :, None], others_bCK, -1)
+            slate_bK = _better(problem, slate_bK, others_bCK)
+            if len(order_CK):
+                in_order_bCOK = others_bCK[:, :ORDERED_POOL_SIZE][:, :, order_CK]
+                slate_bK = _better(problem, slate_bK, in_order_bCOK.reshape(len(slate_bK), -1, slate_bK.shape[1]))
         if len(order_CK):
             slate_bK = _better(problem, slate_bK, slate_bK[user_b1[:, :, None], order_CK[None]])
     order_bK = np.argsort(slate_bK < 0, axis=1, kind="stable")

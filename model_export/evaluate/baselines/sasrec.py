@@ -6,6 +6,8 @@ Shapes: B batch, T length, E examples, N items, D width, P real positions, S tra
 import copy
 import itertools
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,19 @@ class SasRec(ScoringRecommender):
         console.print(
             f"{self.name}: kept epoch {self.best_epoch} of {len(self.epochs)}, {self.num_parameters:,} parameters"
         )
+        return self
+
+    def save(self, path: Path) -> None:
+        """Writes the weights that `fit` kept, and its epochs, in one rename."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save({"model": self.model.state_dict(), "best_epoch": self.best_epoch, "epochs": self.epochs}, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> "SasRec":
+        """Takes what `save` wrote of a model with the same data and configuration; returns itself."""
+        saved = torch.load(path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.best_epoch, self.epochs = saved["best_epoch"], saved["epochs"]
         return self
 
     @property

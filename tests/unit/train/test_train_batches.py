@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from training_data import Bounds, build, catalog_of, examples_of, generator_of, grid_sids, walks
 
 from model_export.data import PreparedData
-from model_export.train.batches import Collator, in_batches, shuffled_batches
+from model_export.train.batches import Collator, in_batches, shuffled_batches, training_examples
 
 CPU = torch.device("cpu")
 NUM_ITEMS, SIZE, LEVELS, HISTORY = 9, 4, 2, 6
@@ -134,3 +134,18 @@ def test_rows_and_sids_agree(level: int) -> None:
     sids_NL = grid_sids(7, 4, 2)
     catalog = catalog_of(walks(7, 5, 6), sids_NL)
     assert catalog.snapshot.sids_NL[catalog.row_of_item_N, level].tolist() == sids_NL[:, level].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data_sets(), st.integers(1, 5))
+def test_short_targets_are_left_out_and_nothing_else(drawn: tuple[PreparedData, Bounds], least: int) -> None:
+    prepared, bounds = drawn
+    long = [(first, target, end) for first, target, end in bounds if end - target >= least]
+    if not long:
+        with pytest.raises(ValueError, match=f"no training example has a target of {least} items"):
+            training_examples(prepared, least)
+        return
+    found = training_examples(prepared, least)
+    assert sorted(long) == sorted(
+        zip(found.history_start.tolist(), found.target_start.tolist(), found.target_end.tolist(), strict=True)
+    )

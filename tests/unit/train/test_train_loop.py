@@ -251,6 +251,7 @@ def test_no_training_example_is_one_clear_error(tmp_path: Path) -> None:
         ("batch_size", 0, "train.batch_size must be at least 1, not 0"),
         ("history_length", 0, "at least 1"),
         ("max_epochs", 0, "at least 1"),
+        ("min_target_items", 0, "at least 1"),
         ("checkpoint_every", 0, "at least 1"),
         ("valid_beam_width", 9, "at least 10"),
         ("learning_rate", 0.0, "must be positive"),

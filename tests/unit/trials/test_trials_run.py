@@ -14,12 +14,16 @@ from rich.console import Console
 from trial_plans import GENERATOR, PLAN, SASREC, write_plan
 
 from model_export.data import PreparedData
+from model_export.evaluate.baselines.cooccurrence import Cooccurrence, CooccurrenceConfig
+from model_export.evaluate.baselines.sasrec import SasRec
+from model_export.evaluate.recorded import RecordedLists
 from model_export.progress import Progress
 from model_export.trials import TrialsReport, run_trials
+from model_export.trials.baselines import SasRecKind
 from model_export.trials.generators import GeneratorKind
 from model_export.trials.kinds import FitTask
 from model_export.trials.shared import Shared
-from model_export.trials.trial import METER, RESULT, Result
+from model_export.trials.trial import LISTS, METER, RESULT, Result
 
 ALL = {
     **PLAN["models"],
@@ -89,6 +93,59 @@ def test_search_sees_no_validation_event_in_training_and_the_refit_sees_all(whol
     assert len(train.examples("valid")) > 0 == len(both.examples("valid"))
     assert both.train_events().sum() > train.train_events().sum()
     assert report.test.data.num_train_events == both.train_events().sum()
+
+
+def test_without_a_refit_the_final_fits_see_the_train_part_alone(tmp_path, tiny_log):
+    models = {"cooccurrence": {"kind": "cooccurrence"}, "sasrec": {"kind": "sasrec", "settings": SASREC}}
+    changes = {"models": models, "num_trials": 1, "refit": False}
+    out = tmp_path / "out"
+    report = run_trials(write_plan(tmp_path / "plan.toml", **changes), tiny_log, out, jobs=2)
+    train, both = (PreparedData.load(out / name) for name in ("prepared", "prepared-refit"))
+    assert report.test.data.num_train_events == train.train_events().sum() < both.train_events().sum()
+    (file,) = out.glob(f"refit/cooccurrence/*/{LISTS}")
+    examples = train.examples("test")[:40]
+    lists = RecordedLists.load(file)
+    examples = examples[np.isin(examples.target_start, lists.key_E["item"])]
+    assert len(examples) > 10
+    of_train, of_both = (Cooccurrence(data, CooccurrenceConfig()).rank(examples, 10) for data in (train, both))
+    np.testing.assert_array_equal(lists.rank(examples, 10), of_train)
+    assert (of_train != of_both).any()
+    assert report.models[1].num_seeds == 2
+    # One of seed 0, for its trial and the final fit, and one of seed 1: both chose their epoch on validation.
+    assert len(list((out / "shared").glob("sasrec-*.pt"))) == 2
+
+
+def test_equal_fits_of_sasrec_are_trained_once_and_give_identical_lists(whole, tmp_path, monkeypatch):
+    _, out, _ = whole
+    prepared = PreparedData.load(out / "prepared")
+    num_trained = 0
+    train = SasRec.fit
+
+    def counted(self, *arguments, **values):
+        nonlocal num_trained
+        num_trained += 1
+        return train(self, *arguments, **values)
+
+    monkeypatch.setattr(SasRec, "fit", counted)
+
+    def fit(seed: int = 0, num_epochs: int | None = None, tables=SASREC, name: str = "prepared"):
+        task = FitTask(
+            prepared=PreparedData.load(out / name), recipe_name="default", tables=tables, seed=seed,
+            num_epochs=num_epochs, out=tmp_path, shared=Shared(tmp_path / "shared"),
+            progress=Progress(Console(file=io.StringIO())),
+        )  # fmt: skip
+        fitted = SasRecKind().fit(task)
+        return fitted, fitted.recommender.rank(prepared.examples("test"), 10)
+
+    (first, first_lists), (again, again_lists) = fit(), fit()
+    assert num_trained == 1
+    np.testing.assert_array_equal(first_lists, again_lists)
+    assert (first.num_epochs, first.num_parameters) == (again.num_epochs, again.num_parameters)
+    assert first.num_epochs in (1, 2)
+    wider = {"sasrec": {**SASREC["sasrec"], "width": 8}}
+    others = [fit(seed=1), fit(num_epochs=1), fit(tables=wider), fit(name="prepared-refit", num_epochs=1)]
+    assert num_trained == 5, "another seed, number of epochs, setting or data set is another fit"
+    assert all((lists != first_lists).any() for _, lists in [others[0], *others[2:]])
 
 
 def test_a_second_run_does_nothing_and_says_the_same(whole, tiny_log):
