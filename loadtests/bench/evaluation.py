@@ -144,7 +144,8 @@ def _trials_caveat(report: TrialsReport) -> str:
     stopped = ", ".join(model.name for model in report.models if model.is_stopped)
     return (
         f"plan {report.plan_digest}: {plan['num_trials']} trials a model on valid by {plan['measure']}, at most "
-        f"{plan['max_cpu_hours']:g} CPU-hours; {'refitted on train and valid' if plan['refit'] else 'fitted on train'}, "
+        f"{plan['max_cpu_hours']:g} CPU-hours; "
+        f"{'refitted on train and valid' if plan['refit'] else 'fitted on train'}, "
         f"seeds {plan['seeds']}; "
         f"{test.num_examples:,} examples, {test.num_slate_examples:,} for slates, {data.num_items:,} items; repeats of "
         f"history items: {data.repeat_policy}; intervals over users and seeds. "
