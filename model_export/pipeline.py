@@ -27,6 +27,7 @@ from model_export.recipe import Recipe
 from model_export.reward.reward_scorer import RewardScorer
 from model_export.reward.rivals import reward_with_rivals
 from model_export.reward.stage import TrainedReward
+from model_export.reward.visits import RewardItems
 from model_export.tokenizer import Tokenization, tokenize
 from model_export.train import TrainedGenerator, train
 from service.bundle.writer import write_json
@@ -124,12 +125,10 @@ class Run:
     def reward(self) -> TrainedReward:
         """Trains the session reward model, and beside it the two that it is measured against."""
         self._require("prepare", "tokenize")
-        config, tokenization = self.recipe.reward, self._tokenization()
+        items = RewardItems.of(self._tokenization())
         with self._stage("reward", resumes=True) as out:
             if out is not None:
-                reward_with_rivals(
-                    config, self._prepared(), tokenization.sids_NL, tokenization.codebook_sizes, out, self.progress
-                )
+                reward_with_rivals(self.recipe.reward, self._prepared(), items, out, self.progress)
                 self.progress.say(f"  report: {out / 'report.md'}")
         return self._reward()
 
@@ -263,7 +262,7 @@ class Run:
         return Tokenization.load(self.folder / "tokenize")
 
     def _reward(self) -> TrainedReward:
-        return TrainedReward.load(self.folder / "reward", self._tokenization().sids_NL)
+        return TrainedReward.load(self.folder / "reward", RewardItems.of(self._tokenization()))
 
     def _pretrained(self) -> TrainedGenerator:
         return TrainedGenerator.load(self.folder / "train", self._prepared(), self._tokenization().sids_NL)

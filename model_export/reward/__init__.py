@@ -6,9 +6,11 @@ from model_export.reward.reward_scorer import RewardScorer
 from model_export.reward.rivals import reward_with_rivals
 from model_export.reward.scorer import SlateScorer
 from model_export.reward.stage import TrainedReward, train_reward
+from model_export.reward.visits import RewardItems
 
 __all__ = [
     "RewardConfig",
+    "RewardItems",
     "RewardReport",
     "RewardScorer",
     "SlateScorer",

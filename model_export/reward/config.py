@@ -17,6 +17,10 @@ class RewardConfig:
     position; `position`: the position alone. The last two are what the first is measured against."""
     causal: bool = False
     """`session`: an item sees only the items shown before it (see docs/decisions/0009)."""
+    absorbs_context: bool = False
+    """`session`: while training, what company tells of the user has numbers of its own, which are left out when slates
+    are scored (`model_export.reward.model.Company`). For models that choose slates; a model that only predicts what
+    happens in a log is better off without."""
     signals: tuple[str, ...] = ()
     """Signals with a tower; empty: all with at least `min_positives` in the training part."""
     signal_weights: tuple[float, ...] = ()
@@ -73,6 +77,10 @@ class RewardConfig:
             raise ValueError(f"reward.scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}")
         if self.causal and self.scope != "session":
             raise ValueError(f"reward.causal needs reward.scope session, not {self.scope}")
+        if self.absorbs_context and not self.causal:
+            raise ValueError(
+                "reward.absorbs_context needs reward.causal: what stands before and after must not be told apart twice"
+            )
         self._check_signals()
         for name in (
             "min_positives", "width", "num_heads", "head_width", "feed_forward_width", "slate_layers", "target_layers",

@@ -96,9 +96,9 @@ class RewardTrainer:
     def _step(self, visits: Int64) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate(self.state.step)
-        batch = self._collator.batch(self._feedback, visits, self._signals)
-        history = _emptied(batch.history, self._config.history_dropout)
-        loss = signal_loss(self._model(history, batch.codes_BWKL), batch.signal_BWKS).mean(0).sum()
+        batch = self._collator.visits(self._feedback, visits, self._signals)
+        inputs = replace(batch.inputs, history=_emptied(batch.inputs.history, self._config.history_dropout))
+        loss = signal_loss(self._model(inputs), batch.signal_BWKS).mean(0).sum()
         if not loss.isfinite():
             value = float(loss.detach())
             raise ValueError(f"the loss of step {self.state.step} is {value}: lower reward.learning_rate")
@@ -139,8 +139,8 @@ class RewardTrainer:
         self._model.eval()
         sums, count = torch.zeros(len(self._signals), dtype=torch.float64), 0
         for start in range(0, len(self._valid), EVALUATION_BATCH):
-            batch = self._collator.batch(self._feedback, self._valid[start : start + EVALUATION_BATCH], self._signals)
-            loss_FS = signal_loss(self._model(batch.history, batch.codes_BWKL), batch.signal_BWKS)
+            batch = self._collator.visits(self._feedback, self._valid[start : start + EVALUATION_BATCH], self._signals)
+            loss_FS = signal_loss(self._model(batch.inputs), batch.signal_BWKS)
             sums += loss_FS.sum(0).cpu()
             count += len(loss_FS)
         self._model.train()

@@ -1,8 +1,10 @@
 """The session reward model (OneRec, arXiv 2502.18965, section 3.3).
 
 Legend: B batch, T history length, W slates of each example, K slate size, Q = W * K items, N = B * W slates, L levels,
-H heads, D width, S signals.
+H heads, D width, E width of an item embedding, S signals.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,30 @@ from model_export.model.experts import FeedForward
 from model_export.model.history import EncoderLayer, HistoryEncoder
 from model_export.reward.config import RewardConfig
 
+NUM_LIKENESSES = 10
+"""Buckets of the cosine of two items; the first holds everything below 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardBatch:
+    """Users and the slates shown to them."""
+
+    history: HistoryBatch
+    """As the generator reads it."""
+    history_embeddings_BTE: Tensor
+    """The tokenizer's embedding of each event's item; of padding anything."""
+    codes_BWKL: Tensor
+    """The slates, codes as in histories: code c of a sid as c + 2, 0 after the end of a slate."""
+    embeddings_BWKE: Tensor
+    """The tokenizer's embedding of each item of the slates; after the end anything."""
+
 
 class TargetLayer(nn.Module):
     """Target attention: each item of the slate attends to the history; then a feed-forward. Pre-norm.
 
     How many first codes of its sid an event's item shares with the item is added to the logits, by a learned number
-    per head that starts at 1 per code: events of like items weigh more from the start, and so what the user did with
-    them need not be found code by code.
+    per head that starts at 1 per code, and so is the cosine of their embeddings, by one that starts at 0: events of
+    like items weigh more from the start, and what the user did with them need not be found code by code.
     """
 
     def __init__(self, config: ModelConfig, num_levels: int) -> None:
@@ -28,44 +47,72 @@ class TargetLayer(nn.Module):
         self.affinity = nn.Embedding(num_levels + 1, config.num_heads)
         with torch.no_grad():
             self.affinity.weight.copy_(torch.arange(num_levels + 1.0).unsqueeze(1).expand(-1, config.num_heads))
+        self.likeness_H = nn.Parameter(torch.zeros(config.num_heads))
         self.norm_attention = nn.LayerNorm(config.width)
         self.attention = Attention(config.width, config.num_heads, config.head_width)
         self.norm_feed_forward = nn.LayerNorm(config.width)
         self.feed_forward = FeedForward(config.width, config.feed_forward_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BQD: Tensor, memory_BTD: Tensor, bias: Tensor, shared_BQT: Tensor) -> Tensor:
+    def forward(
+        self, x_BQD: Tensor, memory_BTD: Tensor, bias: Tensor, shared_BQT: Tensor, cosine_BQT: Tensor
+    ) -> Tensor:
         """Maps the items [B, Q, D] of all slates of an example to [B, Q, D]."""
         bias = bias + self.affinity(shared_BQT).permute(0, 3, 1, 2)
+        # A cosine is small beside a logit: times 8 its number learns as fast as that of the codes.
+        bias = bias + 8 * cosine_BQT.unsqueeze(1) * self.likeness_H[:, None, None]
         context = self.attention.context(memory_BTD)
         x_BQD = x_BQD + self.dropout(self.attention.attend(self.norm_attention(x_BQD), *context, bias))
         out: Tensor = x_BQD + self.dropout(self.feed_forward(self.norm_feed_forward(x_BQD)))
         return out
 
 
-class SlateRelations(nn.Module):
-    """What an item gains or loses by its company: one learned vector for each other item of the slate, by how many
-    first codes of the sid they share and how far apart they stand, summed.
+class Company(nn.Module):
+    """What an item gains or loses by the other items of its slate, by how alike they are: the cosine, in buckets.
 
     Attention learns only slowly to tell that two items are alike; boredom with the alike is the first thing that a
-    session model must know.
+    session model must know. So each other item that an item sees adds a learned vector to the item's, by the bucket and
+    by how far apart the two stand.
+
+    A log shows like items together where the recommender in charge believed that the user likes them, and it shows
+    that a user stayed. So company tells of the user as well as it changes what an item is worth, and only the second
+    holds for a slate that we choose. What it tells is the same whichever stands first; boredom is not. Hence, with
+    `absorbs_context`, numbers that are added to the signals' logits, by the bucket alone, for the items before and
+    after: they learn beside the vectors, and are left out when slates are scored.
     """
 
-    def __init__(self, width: int, slate_size: int, num_levels: int) -> None:
+    def __init__(self, config: RewardConfig, slate_size: int, num_signals: int) -> None:
         super().__init__()
-        self.num_distances = 2 * slate_size - 1
         self.slate_size = slate_size
-        self.vectors = nn.Embedding((num_levels + 1) * self.num_distances, width)
-        nn.init.zeros_(self.vectors.weight)
+        self.num_distances = 2 * slate_size - 1
+        self.effect = nn.Embedding(NUM_LIKENESSES * self.num_distances, config.width)
+        nn.init.zeros_(self.effect.weight)
+        self.context = nn.Embedding(NUM_LIKENESSES, num_signals) if config.absorbs_context else None
+        if self.context is not None:
+            nn.init.zeros_(self.context.weight)
 
-    def forward(self, codes_NKL: Tensor, is_seen_NKK: Tensor) -> Tensor:
+    def likeness(self, unit_NKE: Tensor) -> Tensor:
+        """Buckets [N, K, K] of all pairs of items; embeddings of length 1."""
+        cosine_NKK = unit_NKE @ unit_NKE.transpose(1, 2)
+        likeness_NKK: Tensor = (cosine_NKK * NUM_LIKENESSES).long().clamp(0, NUM_LIKENESSES - 1)
+        return likeness_NKK
+
+    def effects(self, likeness_NKK: Tensor, is_seen_NKK: Tensor) -> Tensor:
         """Vectors [N, K, D] to add to the items'; `is_seen_NKK` says whether item k sees item j, itself included."""
-        place_K = torch.arange(codes_NKL.shape[1], device=codes_NKL.device)
+        place_K = torch.arange(likeness_NKK.shape[1], device=likeness_NKK.device)
         distance_KK = place_K - place_K.unsqueeze(1) + self.slate_size - 1
-        relation_NKK = shared_codes(codes_NKL, codes_NKL) * self.num_distances + distance_KK
         is_other_NKK = is_seen_NKK & (place_K != place_K.unsqueeze(1))
-        out_NKD: Tensor = (self.vectors(relation_NKK) * is_other_NKK.unsqueeze(-1)).sum(2)
+        effect_NKKD = self.effect(likeness_NKK * self.num_distances + distance_KK)
+        out_NKD: Tensor = (effect_NKKD * is_other_NKK.unsqueeze(-1)).sum(2)
         return out_NKD
+
+    def contexts(self, likeness_NKK: Tensor, is_company_NKK: Tensor) -> Tensor:
+        """Logits [N, K, S] to add while training; `is_company_NKK` says whether item j counts for item k."""
+        assert self.context is not None
+        place_K = torch.arange(likeness_NKK.shape[1], device=likeness_NKK.device)
+        is_company_NKK = is_company_NKK & (place_K != place_K.unsqueeze(1))
+        out_NKS: Tensor = (self.context(likeness_NKK) * is_company_NKK.unsqueeze(-1)).sum(2)
+        return out_NKS
 
 
 class RewardModel(nn.Module):
@@ -89,9 +136,10 @@ class RewardModel(nn.Module):
             for _ in range(config.target_layers if config.scope != "position" else 0)
         )
         self.position = nn.Embedding(spec.slate_size, config.width)
-        self.relations = (
-            SlateRelations(config.width, spec.slate_size, spec.num_levels) if config.scope == "session" else None
-        )
+        self.register_buffer("centre_E", torch.zeros(spec.embedding_width))
+        self.centre_E: Tensor
+        self.content = nn.Linear(spec.embedding_width, config.width, bias=False) if self.history else None
+        self.company = Company(config, spec.slate_size, len(weight_S)) if config.scope == "session" else None
         self.slate = nn.ModuleList(EncoderLayer(layers) for _ in range(config.slate_layers))
         self.norm = nn.LayerNorm(config.width)
         self.towers = nn.ModuleList(_tower(config) for _ in weight_S)
@@ -110,75 +158,87 @@ class RewardModel(nn.Module):
         for layer in self.slate:  # it starts out as a model of single items
             assert isinstance(layer, EncoderLayer)
             nn.init.zeros_(layer.attention.out.weight)
-        if self.history is None:
+        if self.history is None or self.content is None:
             return
+        nn.init.normal_(self.content.weight, std=0.02)
         embedding = self.history.embedding
         for table in (embedding.action, embedding.place, embedding.age, embedding.value, *embedding.codes):
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, history: HistoryBatch, codes_BWKL: Tensor) -> Tensor:
-        """Uncalibrated logits [B, W, K, S]; some number where a slate has ended.
-
-        Args:
-            history: As the generator reads it.
-            codes_BWKL: The slates, codes as in histories: code c of a sid as c + 2, 0 after the end of a slate.
-        """
-        num_slates, slate_size = codes_BWKL.shape[1:3]
-        x_BWKD = self.position.weight[:slate_size].expand(codes_BWKL.shape[0], num_slates, -1, -1)
-        if self.history is not None:
-            for level, table in enumerate(self.history.embedding.codes):
-                x_BWKD = x_BWKD + table(codes_BWKL[..., level])
-        x_BQD = self.dropout(x_BWKD.flatten(1, 2))
-        if self.history is not None:
-            memory_BTD, bias = self.history(
-                history.codes_BTL,
-                history.actions_BT,
-                history.times_BT,
-                history.values_BT,
-                history.lengths_B,
-                history.now_B,
-            )
-            # The context starts with a place that is no event and shares nothing.
-            shared_BQT = F.pad(shared_codes(codes_BWKL.flatten(1, 2), history.codes_BTL), (1, 0))
-            for layer in self.target:
-                x_BQD = layer(x_BQD, memory_BTD, bias, shared_BQT)
+    def forward(self, batch: RewardBatch) -> Tensor:
+        """Uncalibrated logits [B, W, K, S]; some number where a slate has ended."""
+        num_slates, slate_size = batch.codes_BWKL.shape[1:3]
+        unit_BWKE = self._unit(batch.embeddings_BWKE)
+        x_BWKD = self.position.weight[:slate_size].expand(len(batch.codes_BWKL), num_slates, -1, -1)
+        if self.history is not None and self.content is not None:
+            x_BQD = self._attend(batch, x_BWKD + self.content(unit_BWKE), unit_BWKE)
+        else:
+            x_BQD = self.dropout(x_BWKD.flatten(1, 2))
         x_NKD = x_BQD.unflatten(1, (num_slates, slate_size)).flatten(0, 1)
-        codes_NKL = codes_BWKL.flatten(0, 1)
-        is_seen_NKK = self._is_seen(codes_NKL)
-        if self.relations is not None:
-            x_NKD = x_NKD + self.relations(codes_NKL, is_seen_NKK)
+        codes_NKL = batch.codes_BWKL.flatten(0, 1)
+        is_seen_NKK, is_company_NKK = self._is_seen(codes_NKL)
+        context_NKS = None
+        if self.company is not None:
+            likeness_NKK = self.company.likeness(unit_BWKE.flatten(0, 1))
+            x_NKD = x_NKD + self.company.effects(likeness_NKK, is_seen_NKK)
+            if self.training and self.config.absorbs_context:
+                context_NKS = self.company.contexts(likeness_NKK, is_company_NKK)
         bias = (~is_seen_NKK).unsqueeze(1).to(x_NKD.dtype) * MASKED
         for layer in self.slate:
             x_NKD = layer(x_NKD, bias)
         x_NKD = self.norm(x_NKD)
         logits_NKS = torch.cat([tower(x_NKD) for tower in self.towers], -1)
-        logits_BWKS: Tensor = logits_NKS.unflatten(0, (codes_BWKL.shape[0], num_slates))
+        if context_NKS is not None:
+            logits_NKS = logits_NKS + context_NKS
+        logits_BWKS: Tensor = logits_NKS.unflatten(0, (len(batch.codes_BWKL), num_slates))
         return logits_BWKS
+
+    def _unit(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings - self.centre_E, dim=-1)
+
+    def _attend(self, batch: RewardBatch, x_BWKD: Tensor, unit_BWKE: Tensor) -> Tensor:
+        """The items [B, Q, D] of the slates, each after its attention to the history."""
+        assert self.history is not None
+        assert self.content is not None
+        history = batch.history
+        for level, table in enumerate(self.history.embedding.codes):
+            x_BWKD = x_BWKD + table(batch.codes_BWKL[..., level])
+        x_BQD: Tensor = self.dropout(x_BWKD.flatten(1, 2))
+        unit_BTE = self._unit(batch.history_embeddings_BTE)
+        memory_BTD, bias = self.history(*history.as_args(), self.content(unit_BTE))
+        # The context starts with a place that is no event and shares nothing.
+        shared_BQT = F.pad(shared_codes(batch.codes_BWKL.flatten(1, 2), history.codes_BTL), (1, 0))
+        cosine_BQT = F.pad(unit_BWKE.flatten(1, 2) @ unit_BTE.transpose(1, 2), (1, 0))
+        for layer in self.target:
+            x_BQD = layer(x_BQD, memory_BTD, bias, shared_BQT, cosine_BQT)
+        return x_BQD
 
     def calibrated(self, logits_BWKS: Tensor) -> Tensor:
         """Chances [..., S] of logits [..., S]."""
         return torch.sigmoid(logits_BWKS * self.scale_S + self.shift_S)
 
-    def expectations(self, history: HistoryBatch, codes_BWKL: Tensor) -> tuple[Tensor, Tensor]:
+    def expectations(self, batch: RewardBatch) -> tuple[Tensor, Tensor]:
         """The reward [B, W] of slates, and how often each signal is expected in each of them [B, W, S]."""
-        is_shown_BWK = (codes_BWKL[..., 0] > 0).to(self.weight_S.dtype)
-        chance_BWKS = self.calibrated(self(history, codes_BWKL)) * is_shown_BWK.unsqueeze(-1)
+        is_shown_BWK = (batch.codes_BWKL[..., 0] > 0).to(self.weight_S.dtype)
+        chance_BWKS = self.calibrated(self(batch)) * is_shown_BWK.unsqueeze(-1)
         expected_BWS = chance_BWKS.sum(2)
         return (expected_BWS * self.weight_S).sum(-1), expected_BWS
 
-    def _is_seen(self, codes_NKL: Tensor) -> Tensor:
-        """Whether item k may see item j [N, K, K]; every item sees itself."""
+    def _is_seen(self, codes_NKL: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether item k may see item j [N, K, K], every item itself; and whether j is company for the context."""
         place_K = torch.arange(codes_NKL.shape[1], device=codes_NKL.device)
         is_self_KK = place_K.unsqueeze(1) == place_K
         is_shown_NK = codes_NKL[..., 0] > 0
         if self.config.scope != "session":
-            return is_self_KK & torch.ones_like(is_shown_NK).unsqueeze(1)
+            is_seen_NKK = is_self_KK & torch.ones_like(is_shown_NK).unsqueeze(1)
+            return is_seen_NKK, is_seen_NKK
         is_seen_NKK = is_shown_NK.unsqueeze(1) | is_self_KK
         if self.training and self.config.slate_dropout > 0:
             keeps_N = torch.rand(len(codes_NKL), device=codes_NKL.device) >= self.config.slate_dropout
             is_seen_NKK = is_seen_NKK & (keeps_N[:, None, None] | is_self_KK)
-        return is_seen_NKK & (place_K <= place_K.unsqueeze(1)) if self.config.causal else is_seen_NKK
+        is_before_KK = place_K <= place_K.unsqueeze(1)
+        return (is_seen_NKK & is_before_KK if self.config.causal else is_seen_NKK), is_seen_NKK
 
 
 def shared_codes(codes_BQL: Tensor, other_BTL: Tensor) -> Tensor:

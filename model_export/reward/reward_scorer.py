@@ -37,7 +37,6 @@ class RewardScorer:
         reward_BW = np.zeros(item_BWK.shape[:2], dtype=np.float32)
         for start in range(0, len(examples), at_once):
             part = slice(start, start + at_once)
-            history = self._collator.history(examples[part])
-            rewards, _ = self._model.expectations(history, self._collator.slates(item_BWK[part]))
+            rewards, _ = self._model.expectations(self._collator.batch(examples[part], item_BWK[part]))
             reward_BW[part] = rewards.cpu().numpy()
         return reward_BW

@@ -3,15 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from model_export.data import PreparedData
 from model_export.progress import Progress
 from model_export.reward.config import RewardConfig, Scope
 from model_export.reward.report import RewardReport, reward_report
 from model_export.reward.report_pages import plot_curves
 from model_export.reward.stage import TrainedReward, train_reward
+from model_export.reward.visits import RewardItems
 
 RIVALS: tuple[Scope, ...] = ("item", "position")
 
@@ -19,8 +17,7 @@ RIVALS: tuple[Scope, ...] = ("item", "position")
 def reward_with_rivals(
     config: RewardConfig,
     prepared: PreparedData,
-    sids_NL: npt.NDArray[np.int32],
-    codebook_sizes: tuple[int, ...],
+    items: RewardItems,
     out: Path,
     progress: Progress | None = None,
 ) -> tuple[TrainedReward, RewardReport]:
@@ -31,15 +28,17 @@ def reward_with_rivals(
     Raises:
         ValueError: as `train_reward` and `reward_report`.
     """
-    trained = train_reward(config, prepared, sids_NL, codebook_sizes, out, progress)
+    trained = train_reward(config, prepared, items, out, progress)
     folders: dict[str, Path] = {config.scope: out}
     runs: dict[str, list[TrainedReward]] = {config.scope: [trained]}
     for scope in RIVALS:
         if scope != config.scope:
             # The same signals, also where the data chose them.
-            rival = replace(config, scope=scope, causal=False, signals=trained.signals, signal_weights=())
+            rival = replace(
+                config, scope=scope, causal=False, absorbs_context=False, signals=trained.signals, signal_weights=()
+            )
             folders[scope] = out / scope
-            runs[scope] = [train_reward(rival, prepared, sids_NL, codebook_sizes, folders[scope], progress)]
+            runs[scope] = [train_reward(rival, prepared, items, folders[scope], progress)]
     plot_curves(folders, out / "curves.png")
     report = reward_report(runs, prepared, out, num_samples=config.num_bootstrap_samples, seed=config.seed)
     return trained, report

@@ -21,7 +21,7 @@ from model_export.reward.calibration import fit_platt
 from model_export.reward.config import RewardConfig
 from model_export.reward.loop import EVALUATION_BATCH, RewardTrainer
 from model_export.reward.model import RewardModel
-from model_export.reward.visits import Int64, VisitCollator
+from model_export.reward.visits import Int64, RewardItems, VisitCollator
 
 MODEL = "model.json"
 CALIBRATED = "calibrated.pt"
@@ -29,26 +29,26 @@ CALIBRATED = "calibrated.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedReward:
-    """A trained and calibrated reward model, with the sids that it was trained for."""
+    """A trained and calibrated reward model, with the items that it was trained for."""
 
     model: RewardModel
-    sids_NL: npt.NDArray[np.int32]
+    items: RewardItems
     signals: tuple[str, ...]
     """One tower each."""
 
     @classmethod
-    def load(cls, out: Path, sids_NL: npt.NDArray[np.int32]) -> "TrainedReward":
+    def load(cls, out: Path, items: RewardItems) -> "TrainedReward":
         """Reads what `train_reward` wrote to `out`."""
         made = json.loads((out / MODEL).read_text())
         values: dict[str, Any] = {name: _with_tuples(value) for name, value in made["config"].items()}
         spec: dict[str, Any] = {name: _with_tuples(value) for name, value in made["spec"].items()}
         model = RewardModel(RewardConfig(**values), GeneratorSpec(**spec), tuple(made["weights"]))
         model.load_state_dict(torch.load(out / CALIBRATED, weights_only=True, map_location="cpu"))
-        return cls(model=model.eval(), sids_NL=sids_NL, signals=tuple(made["signals"]))
+        return cls(model=model.eval(), items=items, signals=tuple(made["signals"]))
 
     def collator(self, prepared: PreparedData) -> VisitCollator:
         """What turns a data set with these items into the model's inputs."""
-        return VisitCollator(prepared, self.sids_NL, self.model.spec, self.model.weight_S.device)
+        return VisitCollator(prepared, self.items, self.model.spec, self.model.weight_S.device)
 
 
 def _with_tuples(value: Any) -> Any:
@@ -63,16 +63,15 @@ def visit_logits(
     found = [np.zeros((0, *item_MWK.shape[1:], len(model.weight_S)))]
     for start in range(0, len(visits), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
-        history = collator.visit_history(feedback, visits[part])
-        found.append(model(history, collator.slates(item_MWK[part])).cpu().numpy().astype(np.float64))
+        batch = collator.visit_batch(feedback, visits[part], item_MWK[part])
+        found.append(model(batch).cpu().numpy().astype(np.float64))
     return np.concatenate(found)
 
 
 def train_reward(
     config: RewardConfig,
     prepared: PreparedData,
-    sids_NL: npt.NDArray[np.int32],
-    codebook_sizes: tuple[int, ...],
+    items: RewardItems,
     out: Path,
     progress: Progress | None = None,
 ) -> TrainedReward:
@@ -83,8 +82,7 @@ def train_reward(
     Args:
         config: What to train, and how.
         prepared: A data set with feedback.
-        sids_NL: The sid of every prepared item.
-        codebook_sizes: Codes per level.
+        items: The sid and the embedding of every prepared item.
         out: Folder for weights, checkpoint and `metrics.jsonl`.
         progress: Where to show how far it is.
 
@@ -100,14 +98,17 @@ def train_reward(
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = GeneratorSpec(
-        codebook_sizes=codebook_sizes,
+        codebook_sizes=items.codebook_sizes,
         slate_size=prepared.slate_size,
         history_length=config.history_length,
         value_edges=tuple(action.value_edges for action in prepared.actions),
         has_times=prepared.has_times,
+        embedding_width=items.embedding_NE.shape[1],
     )
-    model = RewardModel(config, spec, weights).to(device)
-    collator = VisitCollator(prepared, sids_NL, spec, device)
+    model = RewardModel(config, spec, weights)
+    model.centre_E.copy_(torch.from_numpy(items.embedding_NE.mean(0)))
+    model = model.to(device)
+    collator = VisitCollator(prepared, items, spec, device)
     out.mkdir(parents=True, exist_ok=True)
     made = {"config": asdict(config), "spec": asdict(spec), "signals": signals, "weights": weights}
     (out / MODEL).write_text(json.dumps(made, indent=2) + "\n")
@@ -115,7 +116,7 @@ def train_reward(
     model.load_state_dict(torch.load(best, weights_only=True))
     _calibrate(model.eval(), collator, feedback, places)
     torch.save(model.state_dict(), out / CALIBRATED)
-    return TrainedReward(model=model.cpu(), sids_NL=sids_NL, signals=signals)
+    return TrainedReward(model=model.cpu(), items=items, signals=signals)
 
 
 def _choose_signals(config: RewardConfig, feedback: Feedback) -> tuple[str, ...]:

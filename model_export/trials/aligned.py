@@ -14,7 +14,7 @@ from model_export.align import BestOfN, align
 from model_export.align.config import CandidateKind
 from model_export.data.splits import VALID
 from model_export.evaluate.generative import GenerativeRecommender
-from model_export.reward import RewardScorer, TrainedReward, train_reward
+from model_export.reward import RewardItems, RewardScorer, TrainedReward, train_reward
 from model_export.tokenizer import Tokenization
 from model_export.train import TrainedGenerator
 from model_export.trials.generators import num_parameters, trained_generator
@@ -134,11 +134,11 @@ class _RewardTraining:
 
 def _trained_reward(task: FitTask, tokenization: Tokenization) -> _RewardTraining:
     """Trains the reward model of these settings and this seed, or takes what another fit has made."""
-    recipe, sids_NL = task.recipe(), tokenization.sids_NL
+    recipe, items = task.recipe(), RewardItems.of(tokenization)
 
     def make(out: Path) -> None:
-        train_reward(recipe.reward, task.prepared, sids_NL, tokenization.codebook_sizes, out, task.progress)
+        train_reward(recipe.reward, task.prepared, items, out, task.progress)
 
     made_from = [asdict(recipe.reward), asdict(recipe.tokenize), data_digest(task.prepared)]
     folder = task.shared.trained("reward", made_from, make)
-    return _RewardTraining(folder=folder, trained=TrainedReward.load(folder, sids_NL))
+    return _RewardTraining(folder=folder, trained=TrainedReward.load(folder, items))

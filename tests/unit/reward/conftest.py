@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from feedback_data import CODEBOOK_SIZES, config_of, quiet, sids, visits_with_boredom
+from feedback_data import config_of, items_of, quiet, visits_with_boredom
 
 from model_export.data import PreparedData
 from model_export.reward.stage import TrainedReward, train_reward
@@ -39,6 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(bored: PreparedData, folder: Path) -> dict[str, TrainedReward]:
     return {
-        name: train_reward(config_of(**kind), bored, sids(bored.num_items), CODEBOOK_SIZES, folder / name, quiet())
+        name: train_reward(config_of(**kind), bored, items_of(bored.num_items), folder / name, quiet())
         for name, kind in KINDS.items()
     }

@@ -15,15 +15,26 @@ from model_export.data import Examples, PreparedData
 from model_export.data.feedback import Feedback
 from model_export.progress import Progress
 from model_export.reward.config import RewardConfig
+from model_export.reward.visits import RewardItems
 
 NUM_GROUPS = 3
 CODEBOOK_SIZES = (NUM_GROUPS, 8)
 
 
-def sids(num_items: int) -> npt.NDArray[np.int32]:
-    """Level 0 is the item's group, `item % NUM_GROUPS`; level 1 tells the items of a group apart."""
+def items_of(num_items: int) -> RewardItems:
+    """Level 0 of a sid is the item's group, `item % NUM_GROUPS`; level 1 tells the items of a group apart.
+
+    So does the embedding: the group weighs four times as much as the item.
+    """
     item_N = np.arange(num_items)
-    return np.stack([item_N % NUM_GROUPS, item_N // NUM_GROUPS], 1).astype(np.int32)
+    place_N = item_N // NUM_GROUPS
+    return RewardItems(
+        sids_NL=np.stack([item_N % NUM_GROUPS, place_N], 1).astype(np.int32),
+        codebook_sizes=CODEBOOK_SIZES,
+        embedding_NE=np.hstack([2 * np.eye(NUM_GROUPS)[item_N % NUM_GROUPS], np.eye(8)[place_N % 8]]).astype(
+            np.float32
+        ),
+    )
 
 
 def visits_with_boredom(num_users: int = 300, visits_each: int = 6, slate_size: int = 4, seed: int = 0) -> PreparedData:

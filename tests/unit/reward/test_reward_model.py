@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from feedback_data import CODEBOOK_SIZES, config_of
+from feedback_data import CODEBOOK_SIZES, NUM_GROUPS, config_of, items_of
 
 from model_export.model import GeneratorSpec, HistoryBatch
 from model_export.reward.config import RewardConfig
-from model_export.reward.model import RewardModel, shared_codes
+from model_export.reward.model import RewardBatch, RewardModel, shared_codes
 
+ITEMS = items_of(NUM_GROUPS * 8)
 SPEC = GeneratorSpec(
-    codebook_sizes=CODEBOOK_SIZES, slate_size=4, history_length=24, value_edges=((), (1.0,)), has_times=True
-)
+    codebook_sizes=CODEBOOK_SIZES, slate_size=4, history_length=24, value_edges=((), (1.0,)), has_times=True,
+    embedding_width=ITEMS.embedding_NE.shape[1],
+)  # fmt: skip
 
 
 def model_of(**config: Any) -> RewardModel:
@@ -44,13 +46,29 @@ def slates(num: int = 3, num_slates: int = 2, seed: int = 2) -> torch.Tensor:
     return torch.stack(columns, 3).int()
 
 
+def embeddings_of(codes: torch.Tensor) -> torch.Tensor:
+    """Of the items with these codes; zeros after the end of a slate."""
+    group, place = (codes.long() - 2).clamp(min=0).unbind(-1)
+    found = torch.from_numpy(ITEMS.embedding_NE)[place * NUM_GROUPS + group]
+    return found * (codes[..., :1] > 0)
+
+
+def batch_of(history: HistoryBatch, codes: torch.Tensor) -> RewardBatch:
+    return RewardBatch(
+        history=history,
+        history_embeddings_BTE=embeddings_of(history.codes_BTL),
+        codes_BWKL=codes,
+        embeddings_BWKE=embeddings_of(codes),
+    )
+
+
 def affected(model: RewardModel, place: int) -> list[int]:
     """Places whose logits change when the item at a place does."""
     codes = slates()
     changed = codes.clone()
     changed[:, :, place] = (changed[:, :, place] - 2 + 1) % torch.tensor(CODEBOOK_SIZES).int() + 2
     with torch.no_grad():
-        before, after = model(history_of(), codes), model(history_of(), changed)
+        before, after = model(batch_of(history_of(), codes)), model(batch_of(history_of(), changed))
     return [k for k in range(4) if not torch.allclose(before[:, :, k], after[:, :, k], atol=1e-6)]
 
 
@@ -74,9 +92,9 @@ def test_slate_dropout_reads_some_training_slates_item_by_item() -> None:
     codes = slates(num=1, num_slates=1).expand(1, 40, 4, 2)
     alone = slates(num=1, num_slates=1).reshape(1, 4, 1, 2)  # each item a slate, at the first place
     with torch.no_grad():
-        together = model(history, codes)[0, 0]
-        first_alone = model(history, alone)[0, 0, 0]
-        logits = model.train()(history, codes)[0]
+        together = model(batch_of(history, codes))[0, 0]
+        first_alone = model(batch_of(history, alone))[0, 0, 0]
+        logits = model.train()(batch_of(history, codes))[0]
         model.eval()
     is_together = torch.isclose(logits, together, atol=1e-5).flatten(1).all(1)
     is_alone = torch.isclose(logits[:, 0], first_alone, atol=1e-5).all(1)
@@ -95,9 +113,9 @@ def test_the_history_matters_and_its_padding_does_not(scope: str) -> None:
     )
     other = replace(history, actions_BT=3 - history.actions_BT)
     with torch.no_grad():
-        logits = model(history, codes)
-        torch.testing.assert_close(model(scrambled, codes), logits)
-        moved = (model(other, codes) - logits).abs().amax((1, 2, 3))
+        logits = model(batch_of(history, codes))
+        torch.testing.assert_close(model(batch_of(scrambled, codes)), logits)
+        moved = (model(batch_of(other, codes)) - logits).abs().amax((1, 2, 3))
     assert (moved[:2] > 1e-3).all()
     assert moved[2] == 0  # an empty history
 
@@ -108,27 +126,27 @@ def test_a_short_slate_is_worth_the_same_however_it_is_padded(config: dict[str, 
     padded = codes.clone()
     padded[:, :, 2:] = 0
     with torch.no_grad():
-        reward, expected = model.expectations(history, padded)
-        short_reward, short_expected = model.expectations(history, codes[:, :, :2])
+        reward, expected = model.expectations(batch_of(history, padded))
+        short_reward, short_expected = model.expectations(batch_of(history, codes[:, :, :2]))
     torch.testing.assert_close(reward, short_reward)
     torch.testing.assert_close(expected, short_expected)
     torch.testing.assert_close(reward, expected @ torch.tensor([1.0, -2.0]))
-    empty, _ = model.expectations(history, torch.zeros_like(codes))
+    empty, _ = model.expectations(batch_of(history, torch.zeros_like(codes)))
     assert (empty == 0).all()
 
 
 def test_slates_of_an_example_do_not_see_each_other() -> None:
     model, history, codes = model_of(scope="session"), history_of(), slates(num_slates=5)
     with torch.no_grad():
-        together, _ = model.expectations(history, codes)
-        alone = torch.stack([model.expectations(history, codes[:, [w]])[0][:, 0] for w in range(5)], 1)
+        together, _ = model.expectations(batch_of(history, codes))
+        alone = torch.stack([model.expectations(batch_of(history, codes[:, [w]]))[0][:, 0] for w in range(5)], 1)
     torch.testing.assert_close(together, alone)
 
 
 def test_calibration_moves_chances_and_keeps_their_order() -> None:
     model, history, codes = model_of(scope="session"), history_of(), slates()
     with torch.no_grad():
-        logits = model(history, codes)
+        logits = model(batch_of(history, codes))
         before = model.calibrated(logits)
         model.scale_S.copy_(torch.tensor([0.5, 2.0]))
         model.shift_S.copy_(torch.tensor([-1.0, 1.0]))

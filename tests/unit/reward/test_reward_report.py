@@ -95,7 +95,7 @@ def test_shuffled_sessions_keep_the_item_the_places_and_the_length() -> None:
 def test_models_with_other_signals_or_no_visits_are_refused(
     bored: PreparedData, trained: dict[str, TrainedReward], tmp_path: Path
 ) -> None:
-    other = TrainedReward(model=trained["item"].model, sids_NL=trained["item"].sids_NL, signals=("follow",))
+    other = TrainedReward(model=trained["item"].model, items=trained["item"].items, signals=("follow",))
     with pytest.raises(ValueError, match="different signals"):
         reward_report({"a": [trained["session"]], "b": [other]}, bored, tmp_path)
     with pytest.raises(ValueError, match="no visit of the test part"):

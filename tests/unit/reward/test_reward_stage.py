@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from feedback_data import CODEBOOK_SIZES, config_of, quiet, sids, visits_with_boredom
+from feedback_data import config_of, items_of, quiet, visits_with_boredom
 from rich.console import Console
 
 from model_export.data import PreparedData
@@ -53,7 +53,7 @@ class Bar(Progress):
 
 
 def run(out: Path, bar: Progress, data: PreparedData = FEW, **config: Any) -> tuple[TrainedReward, list[Any]]:
-    trained = train_reward(config_of(**{**STOPS, **config}), data, sids(data.num_items), CODEBOOK_SIZES, out, bar)
+    trained = train_reward(config_of(**{**STOPS, **config}), data, items_of(data.num_items), out, bar)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["train_s"]
@@ -82,7 +82,7 @@ def test_a_run_that_died_goes_on_to_bitwise_the_same(tmp_path: Path) -> None:
     assert [*starts, bar.started_at] == [0, 0, 2, 3, 6]
     assert resumed_rows == rows
     assert_same_weights(resumed, whole)
-    assert_same_weights(TrainedReward.load(tmp_path / "broken", sids(FEW.num_items)), whole)
+    assert_same_weights(TrainedReward.load(tmp_path / "broken", items_of(FEW.num_items)), whole)
     other, _ = run(tmp_path / "other", quiet(), seed=1)
     assert not torch.equal(other.model.norm.weight, whole.model.norm.weight)
 
@@ -163,24 +163,23 @@ def test_the_exported_graph_gives_the_same_rewards(
         examples = bored.examples("test")[slice(0, num_examples)]
         item_BWK = rng.integers(bored.num_items, size=(num_examples, num_slates, 4)).astype(np.int32)
         item_BWK[0, 0, 2:] = -1
-        history, codes = collator.history(examples), collator.slates(item_BWK)
+        batch = collator.batch(examples, item_BWK)
         values = (
-            history.codes_BTL, history.actions_BT, history.times_BT, history.values_BT, history.lengths_B,
-            history.now_B, codes,
+            *batch.history.as_args(), batch.history_embeddings_BTE, batch.codes_BWKL, batch.embeddings_BWKE
         )  # fmt: skip
         found = session.run(list(OUTPUTS), {n: v.numpy() for n, v in zip(INPUTS, values, strict=True)})
         with torch.no_grad():
-            expected = model.expectations(history, codes)
+            expected = model.expectations(batch)
         for mine, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(mine, other.numpy(), atol=1e-5)
 
 
 def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> None:
     config = config_of(max_epochs=1, signals=(), min_positives=30, num_bootstrap_samples=20)
-    trained, report = reward_with_rivals(config, FEW, sids(FEW.num_items), CODEBOOK_SIZES, tmp_path, quiet())
+    trained, report = reward_with_rivals(config, FEW, items_of(FEW.num_items), tmp_path, quiet())
     assert report.runs == {"session": 1, "item": 1, "position": 1}
     assert report.subject == "session"
     assert {row["other"] for row in report.differences} == {"item", "position", "session on shuffled sessions"}
-    assert_same_weights(TrainedReward.load(tmp_path, sids(FEW.num_items)), trained)
+    assert_same_weights(TrainedReward.load(tmp_path, items_of(FEW.num_items)), trained)
     for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "position/calibrated.pt"):
         assert (tmp_path / name).stat().st_size > 0

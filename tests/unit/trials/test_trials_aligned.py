@@ -18,7 +18,7 @@ from model_export.evaluate import EvaluateConfig
 from model_export.evaluate.recorded import RecordedLists
 from model_export.evaluate.samples import draw_samples
 from model_export.progress import Progress
-from model_export.reward import RewardScorer, TrainedReward
+from model_export.reward import RewardItems, RewardScorer, TrainedReward
 from model_export.tokenizer import Tokenization
 from model_export.trials import run_trials
 from model_export.trials.kinds import FitTask, plan_recipe
@@ -100,7 +100,7 @@ def metrics_of(out: Path, *, control: str) -> list[dict[str, Any]]:
 def scorer_of(out: Path) -> RewardScorer:
     """The reward model that the fits shared."""
     (folder,), (tokenization,) = ([*out.glob(f"shared/{stage}-*/")] for stage in ("reward", "tokenize"))
-    return RewardScorer(TrainedReward.load(folder, Tokenization.load(tokenization).sids_NL), prepared_of(out))
+    return RewardScorer(TrainedReward.load(folder, RewardItems.of(Tokenization.load(tokenization))), prepared_of(out))
 
 
 def test_alignment_its_controls_and_the_start_share_one_training_and_one_reward_model(out):
