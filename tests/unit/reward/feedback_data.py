@@ -126,3 +126,18 @@ def config_of(**values: Any) -> RewardConfig:
 
 def quiet() -> Progress:
     return Progress(Console(file=io.StringIO()))
+
+
+def visits_that_betray_a_mood(num_users: int = 500, visits_each: int = 5, slate_size: int = 4) -> PreparedData:
+    """Company tells of the user, and does the opposite: a visit's mood for one group, which no history shows, is known
+    to the feed, which then shows more of that group; but each earlier item of the group takes from a later one."""
+    rng = np.random.default_rng(0)
+    num_items = NUM_GROUPS * 8
+    shape = (num_users, visits_each, slate_size)
+    mood = rng.integers(NUM_GROUPS, size=(num_users, visits_each, 1))
+    group = np.where(rng.random(shape) < 0.6, mood, rng.integers(NUM_GROUPS, size=shape))
+    item = group + NUM_GROUPS * rng.integers(8, size=shape)
+    same = (group[..., :, None] == group[..., None, :]) & np.tri(slate_size, k=-1, dtype=bool)
+    logit = np.where(group == mood, 2.0, -2.0) - 1.0 * same.sum(-1)
+    click = (rng.random(shape) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    return prepared_of(item, click[..., None], num_items)

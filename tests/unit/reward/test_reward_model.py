@@ -135,6 +135,23 @@ def test_a_short_slate_is_worth_the_same_however_it_is_padded(config: dict[str, 
     assert (empty == 0).all()
 
 
+def test_embeddings_of_padding_do_not_matter() -> None:
+    model, history, codes = model_of(scope="session"), history_of(), slates()
+    codes = torch.cat([codes[:, :, :3], torch.zeros_like(codes[:, :, 3:])], 2)
+    batch = batch_of(history, codes)
+    hidden_BT = torch.arange(6) >= history.lengths_B.unsqueeze(1)
+    other = replace(
+        batch,
+        history_embeddings_BTE=batch.history_embeddings_BTE + hidden_BT.unsqueeze(2),
+        embeddings_BWKE=batch.embeddings_BWKE + (codes[..., :1] == 0),
+    )
+    moved = replace(batch, embeddings_BWKE=batch.embeddings_BWKE.roll(1, -1))
+    with torch.no_grad():
+        reward = model.expectations(batch)[0]
+        torch.testing.assert_close(model.expectations(other)[0], reward)
+        assert not torch.allclose(model.expectations(moved)[0], reward, atol=1e-3)
+
+
 def test_slates_of_an_example_do_not_see_each_other() -> None:
     model, history, codes = model_of(scope="session"), history_of(), slates(num_slates=5)
     with torch.no_grad():
@@ -172,6 +189,7 @@ def test_shared_codes_counts_the_common_first_codes() -> None:
     [
         ({"scope": "user"}, "scope must be one of session, item, position, not 'user'"),
         ({"scope": "item", "causal": True}, "causal needs reward.scope session"),
+        ({"absorbs_context": True}, "absorbs_context needs reward.causal"),
         ({"signals": ("a", "a")}, "names one twice"),
         ({"signals": ("a", "b"), "signal_weights": (1.0,)}, r"as many as reward\.signals \(2\), not 1"),
         ({"signals": ("a",), "signal_weights": (float("nan"),)}, "finite"),

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from feedback_data import config_of, items_of, quiet, visits_with_boredom
+from feedback_data import config_of, items_of, quiet, visits_that_betray_a_mood, visits_with_boredom
 from rich.console import Console
 
 from model_export.data import PreparedData
@@ -183,3 +183,18 @@ def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> Non
     assert_same_weights(TrainedReward.load(tmp_path, items_of(FEW.num_items)), trained)
     for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "position/calibrated.pt"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+def test_what_company_tells_of_the_user_is_not_taken_for_what_it_does(tmp_path: Path) -> None:
+    """In truth the second item of a group is worth less than one of another; the log makes it look worth more."""
+    data = visits_that_betray_a_mood()
+    examples = data.examples("test")
+    pairs = np.array([[0, 3, -1, -1], [0, 1, -1, -1]], dtype=np.int32)  # one group, two groups
+    gain = {}
+    for absorbs in (False, True):
+        config = config_of(causal=True, absorbs_context=absorbs, history_dropout=0.0)
+        trained = train_reward(config, data, items_of(data.num_items), tmp_path / str(absorbs), quiet())
+        reward_BW = RewardScorer(trained, data).score(examples, np.tile(pairs, (len(examples), 1, 1)))
+        gain[absorbs] = float((reward_BW[:, 0] - reward_BW[:, 1]).mean())
+    assert gain[False] > 0.1
+    assert gain[True] < 0.03
