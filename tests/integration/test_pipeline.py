@@ -205,7 +205,7 @@ LAX = ("align.max_ndcg_drop=1.0", "align.max_diversity_drop=1.0", "align.num_ste
 def run_small(folder: Path, *settings: str) -> tuple[Run, io.StringIO]:
     """As `run_in`, with the simulator's small recipe: reward model and alignment included."""
     out = io.StringIO()
-    recipe = load_recipe("simulator-small", [*tiny_build.SETTINGS, *LAX, *settings])
+    recipe = load_recipe("simulator-small", [*tiny_build.SETTINGS, "train.max_epochs=1", *LAX, *settings])
     return Run(recipe, folder, Progress(Console(file=out))), out
 
 
