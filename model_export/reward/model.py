@@ -18,6 +18,9 @@ from model_export.reward.config import RewardConfig
 
 NUM_LIKENESSES = 10
 """Buckets of the cosine of two items; the first holds everything below 0."""
+NUM_EFFECTS = 6
+"""Of these, those that an effect tells apart: whatever is alike by more than half counts the same. What is nearly the
+same is shown together only where the feed is surest of it, so that a log tells least of it (docs/decisions/0009)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class Company(nn.Module):
         super().__init__()
         self.slate_size = slate_size
         self.num_distances = 2 * slate_size - 1
-        self.effect = nn.Embedding(NUM_LIKENESSES * self.num_distances, config.width)
+        self.effect = nn.Embedding(NUM_EFFECTS * self.num_distances, config.width)
         nn.init.zeros_(self.effect.weight)
         self.context = nn.Embedding(NUM_LIKENESSES, num_signals) if config.absorbs_context else None
         if self.context is not None:
@@ -102,7 +105,7 @@ class Company(nn.Module):
         place_K = torch.arange(likeness_NKK.shape[1], device=likeness_NKK.device)
         distance_KK = place_K - place_K.unsqueeze(1) + self.slate_size - 1
         is_other_NKK = is_seen_NKK & (place_K != place_K.unsqueeze(1))
-        effect_NKKD = self.effect(likeness_NKK * self.num_distances + distance_KK)
+        effect_NKKD = self.effect(likeness_NKK.clamp(max=NUM_EFFECTS - 1) * self.num_distances + distance_KK)
         out_NKD: Tensor = (effect_NKKD * is_other_NKK.unsqueeze(-1)).sum(2)
         return out_NKD
 
