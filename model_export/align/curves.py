@@ -15,6 +15,7 @@ def plot_alignment(out: Path) -> None:
     """
     mpl.use("agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415  (after the backend is chosen)
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     iterations = [row["iteration"] for row in rows]
@@ -35,6 +36,8 @@ def plot_alignment(out: Path) -> None:
         if len(rows) > 1 and name in rows[1]:
             right.plot(iterations[1:], [row[name] for row in rows[1:]], marker=".", label=label)
             right.legend()
-    right.set(xlabel="iteration", ylabel="logprob of a slate over the reference's, nats")
+    right.set(xlabel="iteration", ylabel="logprob over the reference's, nats")
+    for axes in (left, middle, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(out / "curves.png", dpi=120)
     plt.close(figure)
