@@ -163,7 +163,8 @@ class Aligner:
     def _end_iteration(self, figures: dict[str, float], bar: Progress) -> None:
         progress = self.progress
         now, start = self._meter.measure(), progress.start_measurement
-        kept = is_kept(self.config, now, progress.best_measurement, start)
+        # A control shows what so many steps make of the model, whatever the scorer thinks of it.
+        kept = self.config.control != "none" or is_kept(self.config, now, progress.best_measurement, start)
         progress.iteration += 1
         progress.step = 0
         progress.sums = {}

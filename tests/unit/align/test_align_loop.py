@@ -83,6 +83,7 @@ def test_alignment_raises_the_reward_over_its_start_and_over_supervised_steps(
     assert rows[-1]["accuracy"] > 0.6
     assert rows[-1]["drift"] > 0
     assert "accuracy" not in control_rows[-1]
+    assert all(row["kept"] for row in control_rows)  # its last model comes out
     assert len(control_rows) == 4
     for name, tensor in trained.generator.state_dict().items():
         assert torch.equal(tensor, before[name])  # the start stays as it is
