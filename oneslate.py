@@ -131,13 +131,18 @@ def train(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> Non
 
 
 @cli.command(rich_help_panel="Offline")
-def reward(out: RunFolder, recipe: Recipe = "default", settings: Set = []) -> None:
+def reward(out: RunFolder, recipe: Recipe = "default", settings: Set = [], record: Record = False) -> None:
     """Trains the session reward model on what was shown, and reports on it; goes on from a checkpoint.
 
-    Example: `oneslate reward --out runs/mine --set reward.max_epochs=5`
+    Example: `oneslate reward --out runs/mine --set reward.num_seeds=3`
     """
     run = _run(recipe, settings, out)
     run.reward()
+    if record:
+        from loadtests.bench.evaluation import reward_result
+        from model_export.reward import RewardReport
+
+        reward_result(run.recipe.name, RewardReport.load(run.folder / "reward")).append_to()
     typer.echo(f"report: {run.folder / 'reward' / 'report.md'}")
 
 

@@ -1,10 +1,12 @@
 """The test figures of trained models, in the form of every other measured run."""
 
+from collections.abc import Mapping
 from math import isfinite
 
 from loadtests.bench.result import BenchResult, Row, new_result
 from model_export.evaluate import Report
 from model_export.evaluate.report import Level, RecommenderReport, SplitReport
+from model_export.reward import RewardReport
 from model_export.trials.markdown import setting_text
 from model_export.trials.report import TrialsReport
 
@@ -55,6 +57,38 @@ def _rows(split: SplitReport, recommender: RecommenderReport) -> list[Row]:
         for metric, value in slate.items()
     ]
     return rows
+
+
+def reward_result(name: str, report: RewardReport) -> BenchResult:
+    """AUC of the reward model, its rivals and itself on shuffled sessions, and its differences from them.
+
+    Args:
+        name: Of the recipe.
+        report: Of `oneslate reward`.
+    """
+    rows = []
+    for figure in report.figures:
+        workload = f"{report.part}, visits {figure['subset']}"
+        rows += _interval_rows(workload, figure["model"], f"AUC, {figure['signal']}", figure["auc"])
+        ece = Row(workload=workload, system=figure["model"], value=figure["ece"], unit=f"ECE, {figure['signal']}")
+        rows.append(ece)
+    for difference in report.differences:
+        workload = f"{report.part}, visits {difference['subset']}: AUC of {difference['subject']} minus"
+        rows += _interval_rows(workload, difference["other"], difference["signal"], difference["auc_difference"])
+    counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in report.counts.items())
+    seeds = ", ".join(f"{model} {count}" for model, count in report.runs.items())
+    caveat = f"{counts}; seeds: {seeds}; intervals over users and seeds"
+    return new_result(f"reward-{name}", rows, caveat=caveat)
+
+
+def _interval_rows(workload: str, system: str, unit: str, interval: Mapping[str, float | None]) -> list[Row]:
+    """A mean and its ends; nothing where there is no AUC."""
+    named = {"": interval["mean"], " low": interval["low"], " high": interval["high"]}
+    return [
+        Row(workload=workload, system=system, value=value, unit=unit + part)
+        for part, value in named.items()
+        if value is not None
+    ]
 
 
 def trials_result(report: TrialsReport) -> BenchResult:

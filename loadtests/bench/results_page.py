@@ -6,7 +6,7 @@ from pathlib import Path
 from loadtests.bench.result import RESULTS_DIR, ROOT, BenchResult, format_value, read_results
 
 PAGE = ROOT / "RESULTS.md"
-_BY_SYSTEM = "trials-"
+_BY_SYSTEM = ("trials-", "reward-")
 _PARTS = ("low", "high", "std")
 
 _HEAD = """# Results

@@ -84,8 +84,8 @@ class AlignConfig:
     precision: Precision = "auto"
     """`auto`: bfloat16 on a GPU that has it, float32 on a CPU; logprobs of slates are always summed in float32."""
     control: Control = "none"
-    """`supervised`: the same steps on the same batches with next-token prediction alone, without rollouts; the model after
-    the last of them comes out."""
+    """`supervised`: the same steps on the same batches with next-token prediction alone, without rollouts; the model
+    after the last of them comes out."""
     seed: int = 0
     """Seed of shares, candidates, order and dropout."""
 

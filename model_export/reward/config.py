@@ -69,6 +69,8 @@ class RewardConfig:
     """Steps between two checkpoints; one is written after every epoch, too."""
     num_bootstrap_samples: int = 1000
     """Samples of the report's intervals."""
+    num_seeds: int = 1
+    """Trainings of every model behind the report, with `seed` and those after it; the first is the one that is used."""
     seed: int = 0
     """Seed of weights, order, dropout, shuffled sessions and bootstrap."""
 
@@ -84,7 +86,8 @@ class RewardConfig:
         self._check_signals()
         for name in (
             "min_positives", "width", "num_heads", "head_width", "feed_forward_width", "slate_layers", "target_layers",
-            "tower_width", "history_length", "batch_size", "max_epochs", "checkpoint_every", "num_bootstrap_samples",
+            "tower_width", "history_length", "batch_size", "max_epochs", "checkpoint_every",
+            "num_bootstrap_samples", "num_seeds",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"reward.{name} must be at least 1, not {getattr(self, name)}")

@@ -63,6 +63,11 @@ class RewardReport:
     differences: list[Row]
     """AUC of the subject minus AUC of another, on the same impressions and the same resampled users."""
 
+    @classmethod
+    def load(cls, folder: Path) -> "RewardReport":
+        """Reads `report.json`."""
+        return cls(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
 
 def reward_report(
     models: Mapping[str, Sequence[TrainedReward]],

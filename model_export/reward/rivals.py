@@ -23,22 +23,27 @@ def reward_with_rivals(
 ) -> tuple[TrainedReward, RewardReport]:
     """Trains the reward model of `config` into `out`, its rivals into `out/item` and `out/position`, and compares them.
 
-    Goes on from the checkpoints that it finds. Beside the report (`reward_report`) it draws `curves.png`.
+    Further seeds of a model come into `seed-1` and so on beside its files. Goes on from the checkpoints that it finds.
+    Beside the report (`reward_report`) it draws `curves.png`.
 
     Raises:
         ValueError: as `train_reward` and `reward_report`.
     """
     trained = train_reward(config, prepared, items, out, progress)
-    folders: dict[str, Path] = {config.scope: out}
-    runs: dict[str, list[TrainedReward]] = {config.scope: [trained]}
-    for scope in RIVALS:
-        if scope != config.scope:
-            # The same signals, also where the data chose them.
-            rival = replace(
-                config, scope=scope, causal=False, absorbs_context=False, signals=trained.signals, signal_weights=()
-            )
-            folders[scope] = out / scope
-            runs[scope] = [train_reward(rival, prepared, items, folders[scope], progress)]
-    plot_curves(folders, out / "curves.png")
+    # The same signals, also where the data chose them.
+    alone = replace(config, causal=False, absorbs_context=False, signals=trained.signals, signal_weights=())
+    configs = {config.scope: config}
+    configs |= {scope: replace(alone, scope=scope) for scope in RIVALS if scope != config.scope}
+    folders = {scope: out if scope == config.scope else out / scope for scope in configs}
+
+    def fit(scope: Scope, place: int) -> TrainedReward:
+        folder = folders[scope] / f"seed-{config.seed + place}" if place else folders[scope]
+        seeded = replace(configs[scope], seed=config.seed + place)
+        return trained if folder == out else train_reward(seeded, prepared, items, folder, progress)
+
+    runs: dict[str, list[TrainedReward]] = {}
+    for scope in configs:
+        runs[scope] = [fit(scope, place) for place in range(config.num_seeds)]
+    plot_curves({**folders}, out / "curves.png")
     report = reward_report(runs, prepared, out, num_samples=config.num_bootstrap_samples, seed=config.seed)
     return trained, report

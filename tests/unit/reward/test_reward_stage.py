@@ -16,9 +16,11 @@ import torch
 from feedback_data import config_of, items_of, quiet, visits_that_betray_a_mood, visits_with_boredom
 from rich.console import Console
 
+from loadtests.bench.evaluation import reward_result
+from loadtests.bench.results_page import render
 from model_export.data import PreparedData
 from model_export.progress import Progress
-from model_export.reward import RewardScorer, TrainedReward, reward_with_rivals, train_reward
+from model_export.reward import RewardReport, RewardScorer, TrainedReward, reward_with_rivals, train_reward
 from model_export.reward.graph import INPUTS, OUTPUTS, RewardGraph
 
 FEW = visits_with_boredom(num_users=60, visits_each=5)
@@ -175,14 +177,23 @@ def test_the_exported_graph_gives_the_same_rewards(
 
 
 def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> None:
-    config = config_of(max_epochs=1, signals=(), min_positives=30, num_bootstrap_samples=20)
+    config = config_of(max_epochs=1, signals=(), min_positives=30, num_bootstrap_samples=20, num_seeds=2)
     trained, report = reward_with_rivals(config, FEW, items_of(FEW.num_items), tmp_path, quiet())
-    assert report.runs == {"session": 1, "item": 1, "position": 1}
+    assert report.runs == {"session": 2, "item": 2, "position": 2}
     assert report.subject == "session"
     assert {row["other"] for row in report.differences} == {"item", "position", "session on shuffled sessions"}
     assert_same_weights(TrainedReward.load(tmp_path, items_of(FEW.num_items)), trained)
-    for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "position/calibrated.pt"):
+    for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "position/seed-1/calibrated.pt"):
         assert (tmp_path / name).stat().st_size > 0
+    other = TrainedReward.load(tmp_path / "seed-1", items_of(FEW.num_items))
+    assert not torch.equal(other.model.norm.weight, trained.model.norm.weight)
+    assert RewardReport.load(tmp_path) == report
+    reward_result("tiny", report).append_to(tmp_path / "results")
+    page = render(tmp_path / "results")
+    auc = next(row["auc"]["mean"] for row in report.figures if row["model"] == "item")
+    assert f"{auc:.4g}" in page
+    assert "AUC of session minus" in page
+    assert "seeds: session 2, item 2, position 2" in page
 
 
 def test_what_company_tells_of_the_user_is_not_taken_for_what_it_does(tmp_path: Path) -> None:
