@@ -32,18 +32,16 @@ def reward_with_rivals(
     trained = train_reward(config, prepared, items, out, progress)
     # The same signals, also where the data chose them.
     alone = replace(config, causal=False, absorbs_context=False, signals=trained.signals, signal_weights=())
-    configs = {config.scope: config}
+    configs: dict[str, RewardConfig] = {config.scope: config}
     configs |= {scope: replace(alone, scope=scope) for scope in RIVALS if scope != config.scope}
-    folders = {scope: out if scope == config.scope else out / scope for scope in configs}
+    folders: dict[str, Path] = {scope: out if scope == config.scope else out / scope for scope in configs}
 
-    def fit(scope: Scope, place: int) -> TrainedReward:
+    def fit(scope: str, place: int) -> TrainedReward:
         folder = folders[scope] / f"seed-{config.seed + place}" if place else folders[scope]
         seeded = replace(configs[scope], seed=config.seed + place)
         return trained if folder == out else train_reward(seeded, prepared, items, folder, progress)
 
-    runs: dict[str, list[TrainedReward]] = {}
-    for scope in configs:
-        runs[scope] = [fit(scope, place) for place in range(config.num_seeds)]
-    plot_curves({**folders}, out / "curves.png")
+    runs = {scope: [fit(scope, place) for place in range(config.num_seeds)] for scope in configs}
+    plot_curves(folders, out / "curves.png")
     report = reward_report(runs, prepared, out, num_samples=config.num_bootstrap_samples, seed=config.seed)
     return trained, report
