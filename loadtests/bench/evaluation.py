@@ -34,7 +34,7 @@ def evaluation_result(name: str, report: Report) -> BenchResult:
     verdicts = "; ".join(
         f"{comparison.level} {comparison.metric} against {comparison.other}: {comparison.verdict}"
         for comparison in split.comparisons
-        if comparison.metric in (f"recall@{report.config['headline_k']}", metric, "ndcg")
+        if comparison.metric in (f"recall@{report.config['headline_k']}", metric, "ndcg") and comparison.only == "all"
     )
     caveat = (
         f"one seed; {report.data.num_items:,} items, {split.num_examples:,} examples, {split.num_slate_examples:,} of "
@@ -77,7 +77,7 @@ def reward_result(name: str, report: RewardReport) -> BenchResult:
         rows += _interval_rows(workload, difference["other"], difference["signal"], difference["auc_difference"])
     counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in report.counts.items())
     seeds = ", ".join(f"{model} {count}" for model, count in report.runs.items())
-    caveat = f"{counts}; seeds: {seeds}; intervals over users and seeds"
+    caveat = f"{counts}; seeds: {seeds}; intervals over users and, of several, seeds"
     return new_result(f"reward-{name}", rows, caveat=caveat)
 
 
@@ -104,12 +104,14 @@ def trials_result(report: TrialsReport) -> BenchResult:
         rows += _figures("next item", recommender, "item", [f"recall@{k}", f"ndcg@{k}"])
         rows += _figures("slate", recommender, "slate", list(_TRIALS_SLATE_METRICS))
         rows += _unseen_rows(recommender)
+        coverage = recommender.catalog["coverage"]
+        rows.append(Row(workload="slates of all", system=recommender.name, value=coverage, unit="coverage"))
     rows += _gain_rows(report.test.subject, test)
     for model in report.models:
         costs = {
             "trials": len(model.trials),
             "CPU-s of trials": model.search_cpu_s,
-            "CPU-s of refits": model.refit_cpu_s,
+            "CPU-s of final fits": model.refit_cpu_s,
             "parameters": model.num_parameters,
             "seeds": model.num_seeds,
         }
@@ -182,7 +184,7 @@ def _trials_caveat(report: TrialsReport) -> str:
         f"{'refitted on train and valid' if plan['refit'] else 'fitted on train'}, "
         f"seeds {plan['seeds']}; "
         f"{test.num_examples:,} examples, {test.num_slate_examples:,} for slates, {data.num_items:,} items; repeats of "
-        f"history items: {data.repeat_policy}; intervals over users and seeds. "
+        f"history items: {data.repeat_policy}; intervals over users and, of several, seeds. "
         f"{f'Simulated log {report.log_sha256}. ' if report.log_sha256 else ''}"
         f"{f'Stopped at the cap: {stopped}. ' if stopped else ''}"
         f"Chosen: {chosen or 'nothing to choose'}"

@@ -1,4 +1,4 @@
-"""The reward model as one graph: what goes in and out when it is exported beside the generator.
+"""The reward model as one graph of standard operators, for `torch.onnx.export`; no stage writes it yet.
 
 Legend: B batch, T history length, W slates of each example, K slate size, L levels, E width of an item embedding,
 S signals.

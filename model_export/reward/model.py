@@ -17,7 +17,7 @@ from model_export.model.history import EncoderLayer, HistoryEncoder
 from model_export.reward.config import RewardConfig
 
 NUM_LIKENESSES = 10
-"""Buckets of the cosine of two items; the first holds everything below 0."""
+"""Buckets of the cosine of two items, a tenth wide; the first holds everything below .1."""
 NUM_EFFECTS = 6
 """Of these, those that an effect tells apart: whatever is alike by more than half counts the same. What is nearly the
 same is shown together only where the feed is surest of it, so that a log tells least of it (docs/decisions/0009)."""

@@ -6,7 +6,7 @@ these kinds have no refit, and the plan says `refit = false`.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -139,6 +139,8 @@ def _trained_reward(task: FitTask, tokenization: Tokenization) -> _RewardTrainin
     def make(out: Path) -> None:
         train_reward(recipe.reward, task.prepared, items, out, task.progress)
 
-    made_from = [asdict(recipe.reward), asdict(recipe.tokenize), data_digest(task.prepared)]
+    # Not what only the report of the stage `reward` reads.
+    settings = asdict(replace(recipe.reward, num_seeds=1, num_bootstrap_samples=1))
+    made_from = [settings, asdict(recipe.tokenize), data_digest(task.prepared)]
     folder = task.shared.trained("reward", made_from, make)
     return _RewardTraining(folder=folder, trained=TrainedReward.load(folder, items))

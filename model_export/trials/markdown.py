@@ -20,8 +20,7 @@ def render(report: TrialsReport) -> str:
         "",
         f"Every model with settings gets {plan.num_trials} trials and at most {plan.max_cpu_hours:g} CPU-hours for "
         f"them (process time, one thread a trial). A trial fits on train with seed {plan.seeds[0]}; {chosen_by} "
-        f"chooses. The best setting is fitted again on train and valid together with seeds {_listed(plan.seeds)}, for "
-        "the number of epochs that its trial found and under the same schedule, and measured on test.",
+        f"chooses. {_final_fits(plan)}, and measured on test.",
         f"Plan digest `{report.plan_digest}`."
         + (f" Simulated log, SHA-256 `{report.log_sha256}`." if report.log_sha256 else ""),
         "",
@@ -37,8 +36,19 @@ def render(report: TrialsReport) -> str:
     return "\n".join(lines + [f"#{line}" if line.startswith("##") else line for line in test]) + "\n"
 
 
+def _final_fits(plan: TrialsPlan) -> str:
+    """What the fits behind the test figures saw."""
+    seeds = f"with seeds {_listed(plan.seeds)}"
+    if not plan.refit:
+        return f"The best setting is fitted on train {seeds}, validation still choosing the epoch"
+    return (
+        f"The best setting is fitted again on train and valid together {seeds}, for the number of epochs that its "
+        "trial found and under the same schedule"
+    )
+
+
 def _model_table(report: TrialsReport) -> list[str]:
-    header = ["model", "trials", "valid", "epochs", "parameters", "CPU-s of trials", "CPU-s of refits", "setting"]
+    header = ["model", "trials", "valid", "epochs", "parameters", "CPU-s of trials", "CPU-s of final fits", "setting"]
     rows = []
     for model in report.models:
         best = None if model.chosen is None else model.trials[model.chosen]

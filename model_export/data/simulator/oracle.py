@@ -62,8 +62,8 @@ def search_best(problem: Problem, k: int, width: int) -> Int:
 
 
 def _polished(problem: Problem, slate_bK: Int, alone_bI: Float) -> Int:
-    """Slates that no other order, no other of the items best alone in one place, and hardly one with both changes
-    together, would make better."""
+    """Slates after two sweeps of whatever one change makes better: another of the items best alone in one place, that
+    with another order for the best of these, another order."""
     user_b1 = np.arange(len(slate_bK))[:, None]
     pool_bC = np.argsort(-alone_bI, axis=1, kind="stable")[:, :POOL_SIZE]
     is_possible_bC = np.take_along_axis(alone_bI, pool_bC, axis=1) > -np.inf

@@ -52,7 +52,7 @@ def test_the_page_shows_means_intervals_and_costs(simulated, tmp_path):
         line for line in page.splitlines() if line.startswith("| cooccurrence |") and f"{reward.mean:.4g}" in line
     )
     assert f"{reward.mean:.4g} [{reward.low:.4g}, {reward.high:.4g}]" in line
-    assert "| cost | trials | CPU-s of trials | CPU-s of refits | parameters | seeds |" in page
+    assert "| cost | trials | CPU-s of trials | CPU-s of final fits | parameters | seeds |" in page
     assert "| cooccurrence over | " in page
     assert "share of the oracle gap, %" in page
     assert "Chosen: cooccurrence: cooccurrence.window=" in page
