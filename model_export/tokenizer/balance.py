@@ -22,22 +22,41 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from model_export.tokenizer.targets import CodeArray, FloatArray, Targets
+from model_export.tokenizer.targets import CodeArray, FloatArray, IntArray, Targets
 
 # 16 MiB of distances: few enough to stay in a processor's cache, enough rows to keep a matrix product busy
 CHUNK_CELLS = 1 << 22
 
 
+class PricedCodes:
+    """Squared distances to the centroids of one level, plus prices, for any number of calls."""
+
+    def __init__(self, centroids_VD: FloatArray, prices_V: FloatArray | None = None) -> None:
+        self._offset_V: FloatArray = np.einsum("vd,vd->v", centroids_VD, centroids_VD)
+        if prices_V is not None:
+            self._offset_V = self._offset_V + prices_V.astype(np.float32)
+        self._factor_VD = np.float32(-2.0) * centroids_VD
+
+    def distances(self, points_ND: FloatArray, codes: IntArray | slice = slice(None)) -> FloatArray:
+        """Distances plus prices [N, V], less each point's own squared norm, which no choice of code depends on.
+
+        `codes`: only of these codes.
+        """
+        distances_NV: FloatArray = points_ND @ self._factor_VD[codes].T
+        distances_NV += self._offset_V[codes]
+        return distances_NV
+
+    def own_distances(self, points_ND: FloatArray, codes_N: CodeArray) -> FloatArray:
+        """The same to one code [N] for each point."""
+        own_N: FloatArray = np.einsum("nd,nd->n", points_ND, self._factor_VD[codes_N])
+        return own_N + self._offset_V[codes_N]
+
+
 def squared_distances(
     points_ND: FloatArray, centroids_VD: FloatArray, prices_V: FloatArray | None = None
 ) -> FloatArray:
-    """Squared distances [N, V] plus prices, less each point's own squared norm, which no choice of code depends on."""
-    offset_V: FloatArray = np.einsum("vd,vd->v", centroids_VD, centroids_VD)
-    if prices_V is not None:
-        offset_V = offset_V + prices_V.astype(np.float32)
-    distances_NV: FloatArray = points_ND @ (np.float32(-2.0) * centroids_VD).T
-    distances_NV += offset_V
-    return distances_NV
+    """`PricedCodes.distances` of points that are asked for once."""
+    return PricedCodes(centroids_VD, prices_V).distances(points_ND)
 
 
 def chunks(num_items: int, num_codes: int) -> Iterator[slice]:

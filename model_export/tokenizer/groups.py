@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from model_export.tokenizer.balance import CHUNK_CELLS, squared_distances
+from model_export.tokenizer.balance import CHUNK_CELLS, PricedCodes, squared_distances
 from model_export.tokenizer.targets import CodeArray, FloatArray, IntArray, Targets
 
 # cells of the cost matrix up to which a group is assigned optimally; beyond it greedily
@@ -97,9 +97,11 @@ def legalise(
     is_pair = (sizes == 2) & (groups.capacity == 1)
     first = groups.bounds_G[crowded[is_pair]]
     part_pairs(targets, centroids_VD, prices_V, legal_N, np.stack([groups.order[first], groups.order[first + 1]]))
+    # a large catalog has tens of thousands of groups of a few items each
+    level = PricedCodes(centroids_VD, prices_V)
     for group in crowded[~is_pair]:
         items = groups.members(int(group))
-        costs = squared_distances(targets.rows(items), centroids_VD, prices_V)
+        costs = level.distances(targets.rows(items))
         repeats = min(groups.capacity, len(items))
         if costs.size * repeats <= MAX_OPTIMAL_CELLS:
             _, columns = linear_sum_assignment(np.repeat(costs, repeats, axis=1))

@@ -18,6 +18,7 @@ from model_export.tokenizer.candidates import Candidates
 from model_export.tokenizer.groups import Groups, legalise
 from model_export.tokenizer.paths import Rebalancer
 from model_export.tokenizer.prices import FROM_NEAR, FROM_NOTHING, AllCodes, excess, solve_prices
+from model_export.tokenizer.shifts import shift_many
 from model_export.tokenizer.targets import CodeArray, FloatArray, IntArray, Targets
 
 # a few coarse steps a pass: where balance gives way to moving centroids and tightens again, the error ends lower
@@ -109,6 +110,7 @@ class BalancedCodebook:
         codes_N = self.cheapest(targets, exact=exact, from_nothing=from_nothing)
         codes_N = legalise(targets, self.centroids_VD, self.prices_V, codes_N, groups)
         if exact:
+            codes_N = shift_many(targets, self.centroids_VD, codes_N, groups)
             rebalancer = Rebalancer(targets, self.centroids_VD, self.prices_V, codes_N, groups)
             codes_N = rebalancer.run()
             self.prices_V = rebalancer.prices_V.astype(np.float32)

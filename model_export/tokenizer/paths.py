@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.tokenizer.balance import code_sizes, squared_distances
+from model_export.tokenizer.balance import PricedCodes, code_sizes
 from model_export.tokenizer.groups import Groups
 from model_export.tokenizer.targets import CodeArray, FloatArray, IntArray, Targets
 
@@ -28,7 +28,9 @@ class Rebalancer:
     def __init__(
         self, targets: Targets, centroids_VD: FloatArray, prices_V: FloatArray, codes_N: CodeArray, groups: Groups
     ) -> None:
-        self.targets, self.centroids_VD, self.groups = targets, centroids_VD, groups
+        self.targets, self.groups = targets, groups
+        self.level = PricedCodes(centroids_VD)
+        self.every_code = np.arange(len(centroids_VD))
         self.codes_N = codes_N.copy()
         self.prices_V = prices_V.astype(np.float64)
         num_codes = len(centroids_VD)
@@ -105,9 +107,8 @@ class Rebalancer:
 
     def refresh_all(self) -> None:
         """Recomputes every edge."""
-        every_code = np.arange(len(self.members))
         for source in range(len(self.members)):
-            self.refresh(source, every_code)
+            self.refresh(source, self.every_code)
 
     def refresh(self, source: int, targets: IntArray) -> None:
         """Recomputes the edges from one code to others."""
@@ -122,7 +123,7 @@ class Rebalancer:
 
     def offer(self, item: int, source: int) -> None:
         """Lets an item that has just come to a code compete for the edges out of it."""
-        extra_V = self.extra_cost(np.array([item]), source, np.arange(len(self.members)))[0]
+        extra_V = self.extra_cost(np.array([item]), source, self.every_code)[0]
         cheaper = extra_V < self.cost_VV[source]
         self.cost_VV[source, cheaper] = extra_V[cheaper]
         self.mover_VV[source, cheaper] = item
@@ -130,8 +131,9 @@ class Rebalancer:
     def extra_cost(self, items: IntArray, source: int, targets: IntArray) -> FloatArray:
         """What it costs the items of one code to move to others [len(items), len(targets)]; inf where not allowed."""
         points = self.targets.rows(items)
-        extra = squared_distances(points, self.centroids_VD[targets])
-        extra -= squared_distances(points, self.centroids_VD[source : source + 1])
+        # as a slice, all codes need no copy of their centroids
+        extra = self.level.distances(points, slice(None) if targets is self.every_code else targets)
+        extra -= self.level.distances(points, slice(source, source + 1))
         extra[:, targets == source] = np.inf
         self.groups.forbid(items, targets, extra)
         return extra

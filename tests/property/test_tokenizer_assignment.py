@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from model_export.tokenizer import Assignment, TokenizerConfig, assign_catalog
-from model_export.tokenizer.balance import cheapest_codes, squared_distances
+from model_export.tokenizer.balance import PricedCodes, cheapest_codes, squared_distances
 from model_export.tokenizer.groups import Groups, legalise
 from model_export.tokenizer.paths import Rebalancer
+from model_export.tokenizer.shifts import FEW_UNITS, imbalance, shift, shift_many
 from model_export.tokenizer.targets import Targets
 from service.bundle.item_encoder import assign_new
 from service.errors import CatalogError
@@ -113,6 +114,56 @@ def test_groups_never_crowd_a_code_and_balance_is_still_reached(
         _, counts = np.unique(np.stack([group, codes], axis=1), axis=0, return_counts=True)
         assert counts.max() <= capacity
     assert np.ptp(np.bincount(balanced, minlength=num_codes)) <= 1
+
+
+@SETTINGS
+@given(st.integers(1, 120), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**16))
+def test_direct_moves_only_ever_lessen_the_imbalance_and_keep_groups(
+    num_items: int, num_codes: int, capacity: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((num_items, 2)).astype(np.float32)
+    centroids = rng.standard_normal((num_codes, 2)).astype(np.float32)
+    group = np.arange(num_items) // int(rng.integers(1, num_codes * capacity + 1))
+    groups, targets = Groups(group, capacity, num_codes), Targets(points)
+    codes = legalise(
+        targets,
+        centroids,
+        np.zeros(num_codes, np.float32),
+        cheapest_codes(targets, centroids, np.zeros(num_codes, np.float32)),
+        groups,
+    )
+    groups.watch(codes)
+    level = PricedCodes(centroids)
+    for _ in range(100):
+        surplus, room = imbalance(codes, num_codes)
+        before = codes.copy()
+        if not min(surplus.sum(), room.sum()) or not shift(targets, level, codes, groups, surplus, room):
+            break
+        moved = np.flatnonzero(codes != before)
+        assert (np.bincount(before[moved], minlength=num_codes) <= surplus).all()
+        assert (np.bincount(codes[moved], minlength=num_codes) <= room).all()
+        _, counts = np.unique(np.stack([group, codes], axis=1), axis=0, return_counts=True)
+        assert counts.max() <= capacity
+    else:
+        raise AssertionError("it never ends")
+    balanced = Rebalancer(targets, centroids, np.zeros(num_codes, np.float32), codes, groups).run()
+    assert np.ptp(np.bincount(balanced, minlength=num_codes)) <= 1
+
+
+def test_many_items_move_at_once_and_few_are_left_to_chains() -> None:
+    """Everyone's nearest code is the same one; without groups direct moves reach what FEW_UNITS asks for."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((20_000, 4)).astype(np.float32)
+    centroids = np.concatenate([np.zeros((1, 4)), 9 + rng.standard_normal((63, 4))]).astype(np.float32)
+    codes = np.zeros(20_000, np.int32)
+    groups = Groups(np.arange(20_000), 1, 64)
+    moved = shift_many(Targets(points), centroids, codes, groups)
+    surplus, room = imbalance(moved, 64)
+    assert (codes == 0).all()  # the caller's array stays
+    assert 0 <= min(surplus.sum(), room.sum()) <= FEW_UNITS
+    near = shift_many(Targets(points), centroids, moved, groups)
+    np.testing.assert_array_equal(near, moved)
 
 
 @SETTINGS
