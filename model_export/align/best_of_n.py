@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from model_export.align.candidates import CandidateSearch
 from model_export.align.config import CandidateKind
-from model_export.align.pairs import best_of, score_candidates
+from model_export.align.rollouts import best_of, score_candidates
 from model_export.data import Examples, PreparedData
 from model_export.reward import SlateScorer
 from model_export.train import TrainedGenerator

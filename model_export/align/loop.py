@@ -1,6 +1,6 @@
-"""Iterative preference alignment: rollouts, pairs, training, measurement, and again.
+"""Iterative preference alignment: rollouts, training, measurement, and again.
 
-Source: OneRec, arXiv 2502.18965, section 3.4. Legend: P pairs, S slates of a pair.
+Source: OneRec, arXiv 2502.18965, section 3.4. Legend: P groups of slates, one for each user; S slates of a group.
 """
 
 import json
@@ -17,10 +17,9 @@ from torch import nn
 from model_export.align.candidates import CandidateSearch
 from model_export.align.checkpoint import AlignProgress, load_align_checkpoint, save_align_checkpoint
 from model_export.align.config import AlignConfig
-from model_export.align.losses import DpoLoss, PreferenceLoss
 from model_export.align.measurement import Measurement, Meter, is_kept
 from model_export.align.objective import AlignObjective
-from model_export.align.pairs import DRAWN, PreferencePairs, roll_out
+from model_export.align.rollouts import Rollouts, roll_out
 from model_export.data import PreparedData
 from model_export.progress import Progress
 from model_export.reward import SlateScorer
@@ -28,14 +27,14 @@ from model_export.train import TrainedGenerator
 from model_export.train.checkpoint import save_weights
 from model_export.train.loop import CHECKPOINT, METRICS, WEIGHTS
 
-PAIRS = "pairs.npz"
+ROLLOUTS = "rollouts.npz"
 
 
 class Aligner:
     """Aligns one generator, in place, in one run folder.
 
-    The reference policy of an iteration is never held in memory: its logprobs of the pairs' slates are computed once,
-    before the first step.
+    The reference policy of an iteration is never held in memory: its logprobs of the rollouts' slates are computed
+    once, before the first step.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class Aligner:
         out: Path,
         *,
         truth: SlateScorer | None = None,
-        loss: PreferenceLoss | None = None,
     ) -> None:
         self.config = config
         self.generator = trained.generator
@@ -59,7 +57,7 @@ class Aligner:
             raise ValueError("there are no training examples to align on")
         if self.generator.spec.slate_size < prepared.slate_size:
             raise ValueError("an item-wise generator writes no slates that could be preferred: train.targets = session")
-        self._objective = AlignObjective(config, trained, prepared, loss or DpoLoss(config.beta))
+        self._objective = AlignObjective(config, trained, prepared)
         self._meter = Meter(config, trained, prepared, scorer, truth)
         self._search = CandidateSearch(
             trained,
@@ -81,7 +79,7 @@ class Aligner:
         self._drop_later_metrics()
         while self.progress.iteration < self.config.num_iterations and not self._ran_out_of_patience():
             self._iterate(bar)
-        (self.out / PAIRS).unlink(missing_ok=True)
+        (self.out / ROLLOUTS).unlink(missing_ok=True)
         return self.out / WEIGHTS
 
     def _measure_start(self) -> None:
@@ -94,45 +92,45 @@ class Aligner:
     def _iterate(self, bar: Progress) -> None:
         config, progress = self.config, self.progress
         started = time.monotonic()
-        pairs = self._pairs(bar) if config.control == "none" else None
+        rollouts = self._rollouts(bar) if config.control == "none" else None
         rollout_s = time.monotonic() - started
-        batches = self._batches(len(pairs)) if pairs else iter([None] * config.num_steps)
+        batches = self._batches(len(rollouts)) if rollouts else iter([None] * config.num_steps)
         with bar.task(f"alignment {progress.iteration + 1}", config.num_steps, done=progress.step) as task:
             for step, batch_P in enumerate(batches):
                 if step < progress.step:
                     continue  # done before the run was interrupted
-                for name, value in self._step(pairs, batch_P).items():
+                for name, value in self._step(rollouts, batch_P).items():
                     progress.sums[name] = progress.sums.get(name, 0.0) + value
                 progress.step += 1
                 task.advance(1, f"loss {progress.sums['loss'] / progress.step:.3f}")
                 if progress.step % config.checkpoint_every == 0:
                     self._save()
         figures = {name: total / config.num_steps for name, total in progress.sums.items()}
-        if pairs:
-            figures |= {**pairs.figures, "drift": self._drift(pairs)}
+        if rollouts:
+            figures |= {**rollouts.figures, "drift": self._drift(rollouts)}
         self._end_iteration(figures | {"rollout_s": rollout_s, "iteration_s": time.monotonic() - started}, bar)
 
-    def _pairs(self, bar: Progress) -> PreferencePairs:
-        """This iteration's pairs, from the weights at its start; after an interruption those written before it."""
-        file, progress = self.out / PAIRS, self.progress
+    def _rollouts(self, bar: Progress) -> Rollouts:
+        """This iteration's rollouts, by the weights at its start; after an interruption those written before it."""
+        file, progress = self.out / ROLLOUTS, self.progress
         if progress.step > 0:
-            return PreferencePairs.load(file)
-        pairs = roll_out(
+            return Rollouts.load(file)
+        rollouts = roll_out(
             self.config, self._search, self._scorer, self._objective.logprobs, self._train, progress.iteration, bar
         )
-        pairs.save(file)
-        return pairs
+        rollouts.save(file)
+        return rollouts
 
-    def _batches(self, num_pairs: int) -> Iterator[npt.NDArray[np.int64]]:
-        """The pairs of each step: shuffled passes, one after the other, cut into batches."""
+    def _batches(self, num_groups: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The groups of each step: shuffled passes, one after the other, cut into batches."""
         config = self.config
         rng = np.random.default_rng([config.seed, self.progress.iteration, 2])
-        num_passes = -(-config.num_steps * config.batch_size // num_pairs)
-        order = np.concatenate([rng.permutation(num_pairs) for _ in range(num_passes)])
+        num_passes = -(-config.num_steps * config.batch_size // num_groups)
+        order = np.concatenate([rng.permutation(num_groups) for _ in range(num_passes)])
         for step in range(config.num_steps):
             yield order[step * config.batch_size : (step + 1) * config.batch_size]
 
-    def _step(self, pairs: PreferencePairs | None, batch_P: npt.NDArray[np.int64] | None) -> dict[str, float]:
+    def _step(self, rollouts: Rollouts | None, batch_P: npt.NDArray[np.int64] | None) -> dict[str, float]:
         config, progress = self.config, self.progress
         num_done = progress.iteration * config.num_steps + progress.step
         for group in self._optimizer.param_groups:
@@ -140,25 +138,25 @@ class Aligner:
         # The supervised examples depend on the step alone, so a control sees the same ones.
         rng = np.random.default_rng([config.seed, progress.iteration, 3, progress.step])
         loss, figures = self._objective.next_token(rng)
-        if pairs is not None and batch_P is not None:
-            preference, preference_figures = self._objective.preference(pairs, batch_P)
-            loss = loss + config.dpo_weight * preference
+        if rollouts is not None and batch_P is not None:
+            preference, preference_figures = self._objective.preference(rollouts, batch_P)
+            loss = loss + config.preference_weight * preference
             figures |= preference_figures
         if not loss.isfinite():
             raise ValueError(f"the loss of step {num_done} is {float(loss.detach())}: lower align.learning_rate")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.generator.parameters(), config.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self.generator.parameters(), config.max_gradient_norm, error_if_nonfinite=True)
         self._optimizer.step()
         return {"loss": float(loss.detach()), **figures}
 
-    def _drift(self, pairs: PreferencePairs) -> float:
+    def _drift(self, rollouts: Rollouts) -> float:
         """Mean log ratio of reference to policy on candidates at random, in nats a slate.
 
         With candidates sampled at temperature 1 it estimates KL(reference || policy).
         """
-        policy_PS = self._objective.logprobs(pairs.example_P, pairs.row_PSK[:, [DRAWN]])
-        return float((pairs.reference_PS[:, DRAWN] - policy_PS[:, 0]).mean())
+        policy_P1 = self._objective.logprobs(rollouts.example_P, rollouts.drawn_row_PK[:, None])
+        return float((rollouts.drawn_reference_P - policy_P1[:, 0]).mean())
 
     def _end_iteration(self, figures: dict[str, float], bar: Progress) -> None:
         progress = self.progress

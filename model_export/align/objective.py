@@ -1,6 +1,6 @@
-"""What one step of alignment minimises: next-token prediction, and a preference loss over pairs.
+"""What one step of alignment minimises: next-token prediction, and a preference loss over groups of slates.
 
-Legend: P pairs of a batch, S slates of a pair (chosen, rejected, drawn), B examples, K slate size, L levels.
+Legend: P groups of a batch, S slates of a group, B examples, K slate size, L levels.
 """
 
 import numpy as np
@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from model_export.align.config import AlignConfig
-from model_export.align.losses import PairLogprobs, PreferenceLoss, preference_figures, slate_logprobs
-from model_export.align.pairs import CHOSEN, REJECTED, PreferencePairs
+from model_export.align.losses import (
+    CHOSEN,
+    SlateGroups,
+    best_and_worst,
+    preference_figures,
+    preference_loss,
+    slate_logprobs,
+)
+from model_export.align.rollouts import Rollouts
 from model_export.data import PreparedData
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
@@ -24,12 +31,10 @@ _BATCH = 64
 class AlignObjective:
     """The losses of one generator on the training examples of one data set."""
 
-    def __init__(
-        self, config: AlignConfig, trained: TrainedGenerator, prepared: PreparedData, loss: PreferenceLoss
-    ) -> None:
+    def __init__(self, config: AlignConfig, trained: TrainedGenerator, prepared: PreparedData) -> None:
         self._config = config
         self._generator = trained.generator
-        self._preference_loss = loss
+        self._preference_loss = preference_loss(config)
         self._train = prepared.examples("train")
         self._supervised = training_examples(prepared, config.min_target_items)
         self._device = trained.generator.start_D.device
@@ -49,21 +54,22 @@ class AlignObjective:
         loss = loss_BKL.sum() / ((row_BK >= 0).sum() * loss_BKL.shape[2])
         return loss, {"ntp_loss": float(loss.detach())}
 
-    def preference(self, pairs: PreferencePairs, batch_P: npt.NDArray[np.int64]) -> tuple[Tensor, dict[str, float]]:
-        """Mean of the preference loss, and `chosen_weight` times the chosen slates' loss per code."""
-        row_PSK = pairs.row_PSK[batch_P][:, [CHOSEN, REJECTED]]
-        policy_PS = self._logprobs(pairs.example_P[batch_P], row_PSK)
-        reference_PS = torch.from_numpy(pairs.reference_PS[batch_P]).to(self._device)
-        logprobs = PairLogprobs(
-            chosen_P=policy_PS[:, CHOSEN],
-            rejected_P=policy_PS[:, REJECTED],
-            reference_chosen_P=reference_PS[:, CHOSEN],
-            reference_rejected_P=reference_PS[:, REJECTED],
+    def preference(self, rollouts: Rollouts, batch_P: npt.NDArray[np.int64]) -> tuple[Tensor, dict[str, float]]:
+        """Mean of the preference loss, and `chosen_weight` times the best slates' loss per code."""
+        row_PSK = rollouts.row_PSK[batch_P]
+        groups = SlateGroups(
+            policy_PS=self._logprobs(rollouts.example_P[batch_P], row_PSK),
+            reference_PS=torch.from_numpy(rollouts.reference_PS[batch_P]).to(self._device),
+            reward_PS=torch.from_numpy(rollouts.reward_PS[batch_P]).to(self._device),
         )
-        preference = self._preference_loss(logprobs).mean()
-        num_codes = int((row_PSK[:, CHOSEN] >= 0).sum()) * self._sids_NL.shape[1]
-        loss = preference - self._config.chosen_weight * logprobs.chosen_P.sum() / num_codes
-        return loss, {"preference_loss": float(preference.detach()), **preference_figures(logprobs)}
+        preference = self._preference_loss(groups).mean()
+        loss = preference
+        if self._config.chosen_weight:
+            best_P = best_and_worst(groups.reward_PS)[:, CHOSEN]
+            num_items = int((row_PSK[np.arange(len(row_PSK)), best_P.cpu().numpy()] >= 0).sum())
+            logprob = groups.policy_PS.gather(1, best_P.unsqueeze(1)).sum()
+            loss = preference - self._config.chosen_weight * logprob / (num_items * self._sids_NL.shape[1])
+        return loss, {"preference_loss": float(preference.detach()), **preference_figures(groups)}
 
     @torch.no_grad()
     def logprobs(self, example_P: npt.NDArray[np.int64], row_PSK: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:

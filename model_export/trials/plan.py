@@ -91,10 +91,6 @@ class TrialsPlan(_Strict):
                 )
         return self
 
-    def digest(self) -> str:
-        """Twelve hex digits over every value."""
-        return digest(self.model_dump(mode="json"))
-
 
 def load_plan(name: str | Path) -> TrialsPlan:
     """Reads a plan by its name in `plans/` or by its path.

@@ -61,6 +61,7 @@ class TrialsReport(_Row):
     plan: dict[str, Any]
     """As read."""
     plan_digest: str
+    """Twelve hex digits over the plan and the recipe that it starts from."""
     models: list[ModelReport]
     test: Report
     """The best setting of each model, refitted, on test."""
@@ -87,3 +88,8 @@ class TrialsReport(_Row):
             raise ValueError(f"{path}: no such report") from error
         except (pydantic.ValidationError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a report of trials: {str(error).splitlines()[0]}") from error
+
+
+def report_folder(out: Path, plan: str) -> Path:
+    """Where the report of a plan lies in the folder that it was run in."""
+    return out / "reports" / plan

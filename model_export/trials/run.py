@@ -8,6 +8,7 @@ read before that. What is done is not done again.
 
 import functools
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from model_export.trials.kinds import plan_recipe
 from model_export.trials.markdown import render
 from model_export.trials.plan import PlanError, TrialsPlan, digest, load_plan
 from model_export.trials.registry import check_models, kind_of
-from model_export.trials.report import ModelReport, TrialReport, TrialsReport
+from model_export.trials.report import ModelReport, TrialReport, TrialsReport, report_folder
 from model_export.trials.shared import Shared, data_digest
 from model_export.trials.simulated import Simulation, simulated
 from model_export.trials.trial import LISTS, Job, Result, write_whole
@@ -44,7 +45,9 @@ def run_trials(
     Args:
         plan: Name of a plan that comes with OneSlate, or path of a `.toml` file.
         data: File or folder of the event log; None where the plan has a simulator.
-        out: Folder of everything: prepared data, one folder a trial, `report.json`, `report.md`.
+        out: Folder of everything: prepared data, one folder a trial, and of each plan that is run in it the folder
+            `reports/<plan>` with `report.json`, `report.md` and plots. Plans on the same data share it, and what they
+            have in common.
         jobs: Trials side by side, one thread each.
         progress: Where to show how far it is.
 
@@ -64,8 +67,8 @@ def run_trials(
         )
     refits = run.refit(trials, chosen)
     report = run.report(trials, chosen, refits)
-    report.save(out)
-    write_whole(out / "report.md", render(report))
+    report.save(run.reports)
+    write_whole(run.reports / "report.md", render(report))
     return report
 
 
@@ -97,6 +100,7 @@ class _Run:
         if num_jobs < 1:
             raise PlanError(f"jobs must be at least 1, not {num_jobs}")
         self.plan, self.out, self.num_jobs, self.progress = plan, out, num_jobs, progress
+        self.reports = report_folder(out, plan.name)
         self.recipe = plan_recipe(plan.recipe, {"prepare": plan.prepare, "evaluate": plan.evaluate})
         _check_measure(plan, self.recipe.evaluate)
         self.shared = Shared(out / "shared")
@@ -120,15 +124,23 @@ class _Run:
         if not marker.exists():
             self.progress.say(f"prepare: {data}")
             prepare(self.recipe.prepare, data, folder, lambda text: self.progress.say(f"  {text}"))
-            PreparedData.load(folder).refit().save(self.out / "prepared-refit")
             write_whole(marker, json.dumps(made_from, indent=2) + "\n")
         elif json.loads(marker.read_text(encoding="utf-8")) != made_from:
             raise PlanError(
                 f"{marker}: these trials were begun on other data or settings of prepare; name another --out"
             )
         self.train = _Data(folder=folder, prepared=PreparedData.load(folder))
-        refit = self.out / "prepared-refit"
-        self.final = _Data(folder=refit, prepared=PreparedData.load(refit)) if self.plan.refit else self.train
+        self.final = self._refit_data() if self.plan.refit else self.train
+
+    def _refit_data(self) -> _Data:
+        """The data set with validation in training."""
+        folder = self.out / "prepared-refit"
+        if not folder.exists():
+            partial = folder.with_name(f".{folder.name}.writing")
+            shutil.rmtree(partial, ignore_errors=True)
+            self.train.prepared.refit().save(partial)
+            partial.rename(folder)
+        return _Data(folder=folder, prepared=PreparedData.load(folder))
 
     def search(self) -> dict[str, Ended]:
         """Every trial of every model, by model."""
@@ -181,7 +193,7 @@ class _Run:
         """Everything in one place, the comparison on test included."""
         return TrialsReport(
             plan=self.plan.model_dump(mode="json"),
-            plan_digest=self.plan.digest(),
+            plan_digest=digest([self.plan.model_dump(mode="json"), self.recipe.resolved()]),
             models=[
                 self._model_report(name, found, chosen.get(name), refits.get(name, []))
                 for name, found in trials.items()
@@ -200,7 +212,7 @@ class _Run:
             replace(self.recipe.evaluate, splits=(TEST,)),
             prepared,
             competitors,
-            self.out / "test",
+            self.reports / TEST,
             subject=self.plan.subject,
             embedding_ND=self._embeddings(prepared),
             slate_value=None if self.simulation is None else self.simulation.scorer(prepared),

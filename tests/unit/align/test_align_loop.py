@@ -64,16 +64,24 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize(("candidates", "rejected"), [("sampled", "worst"), ("beam", "likeliest")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"candidates": "sampled", "rejected": "worst"},
+        {"candidates": "beam", "rejected": "likeliest"},
+        {"objective": "grpo", "temperature": 1.0},
+        {"objective": "ecpo", "temperature": 1.0},
+    ],
+)
 def test_alignment_raises_the_reward_over_its_start_and_over_supervised_steps(
-    tmp_path: Path, candidates: str, rejected: str
+    tmp_path: Path, how: dict[str, Any]
 ) -> None:
     prepared, taste = world(), Taste(large_items)
     trained = start(prepared)
     before = {name: tensor.clone() for name, tensor in trained.generator.state_dict().items()}
-    config = config_of(candidates=candidates, rejected=rejected, num_steps=30)
+    config = config_of(**how, num_steps=30)
     aligned = align(config, trained, taste, prepared, tmp_path / "ipa", Bar())
-    control = config_of(candidates=candidates, rejected=rejected, num_steps=30, control="supervised")
+    control = config_of(**how, num_steps=30, control="supervised")
     align(control, trained, taste, prepared, tmp_path / "supervised", Bar())
     rows, control_rows = metrics(tmp_path / "ipa"), metrics(tmp_path / "supervised")
     first, last = rows[0]["valid_reward"], max(row["valid_reward"] for row in rows if row["kept"])
@@ -188,13 +196,13 @@ def test_a_run_that_died_and_goes_on_gives_bitwise_the_same(
     assert rows == uninterrupted[1]
     for name, tensor in weights.items():
         assert torch.equal(tensor, uninterrupted[0][name])
-    assert not (tmp_path / "pairs.npz").exists()
+    assert not (tmp_path / "rollouts.npz").exists()
 
 
 def test_the_control_takes_the_same_supervised_batches(tmp_path: Path) -> None:
     """Without weight on preferences, alignment is the control."""
     prepared, taste = world(), Taste(large_items)
-    config = {"num_iterations": 2, "num_steps": 5, "dpo_weight": 0.0}
+    config = {"num_iterations": 2, "num_steps": 5, "preference_weight": 0.0}
     align(config_of(**config), start(prepared), taste, prepared, tmp_path / "a", Bar())
     align(config_of(**config, control="supervised"), start(prepared), taste, prepared, tmp_path / "b", Bar())
     for left, right in zip(metrics(tmp_path / "a"), metrics(tmp_path / "b"), strict=True):
@@ -229,8 +237,11 @@ def test_without_validation_examples_it_says_so(tmp_path: Path) -> None:
         ({"preference_share": 0.0}, r"align.preference_share must lie in \(0, 1\]"),
         ({"beta": 0.0}, "align.beta must be positive"),
         ({"learning_rate": float("nan")}, "align.learning_rate must be positive"),
-        ({"dpo_weight": -1.0}, "align.dpo_weight must not be negative"),
+        ({"preference_weight": -1.0}, "align.preference_weight must not be negative"),
         ({"max_ndcg_drop": 1.5}, r"align.max_ndcg_drop must lie in \[0, 1\]"),
+        ({"clip": 0.0}, "align.clip must be positive"),
+        ({"objective": "ecpo", "candidates": "beam"}, "align.candidates must be sampled for grpo and ecpo, is 'beam'"),
+        ({"objective": "ppo"}, "align.objective must be one of dpo, grpo, ecpo, is 'ppo'"),
         ({"candidates": "greedy"}, "align.candidates must be one of beam, sampled, is 'greedy'"),
     ],
 )

@@ -1,22 +1,30 @@
-"""The preference loss against closed forms, and slates' logprobs against the search."""
+"""The preference losses against closed forms, and slates' logprobs against the search."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from search_problems import SCORE_MODES, TOLERANCE, random_problem, tiny_generator
 
-from model_export.align.losses import DpoLoss, PairLogprobs, preference_figures, slate_logprobs
+from model_export.align.config import AlignConfig
+from model_export.align.losses import (
+    DpoLoss,
+    GroupLoss,
+    SlateGroups,
+    best_and_worst,
+    group_advantages,
+    preference_figures,
+    preference_loss,
+    slate_logprobs,
+)
 from model_export.model.trie import TriePaths
 from model_export.search import BeamSearch
 
 
-def pairs_of(policy_PS: torch.Tensor, reference_PS: torch.Tensor) -> PairLogprobs:
-    return PairLogprobs(
-        chosen_P=policy_PS[:, 0],
-        rejected_P=policy_PS[:, 1],
-        reference_chosen_P=reference_PS[:, 0],
-        reference_rejected_P=reference_PS[:, 1],
-    )
+def pairs_of(policy_PS: torch.Tensor, reference_PS: torch.Tensor) -> SlateGroups:
+    reward_PS = torch.tensor([[1.0, 0.0]]).expand(len(policy_PS), -1)
+    return SlateGroups(policy_PS=policy_PS, reference_PS=reference_PS, reward_PS=reward_PS)
 
 
 @pytest.mark.parametrize("beta", [0.05, 1.0, 7.0])
@@ -56,6 +64,75 @@ def test_its_optimum_is_the_reference_tilted_by_the_reward() -> None:
     optimizer.step(loss)
     expected_N = (reference_N + reward_N / beta).softmax(0)
     torch.testing.assert_close(logits_N.detach().softmax(0), expected_N, atol=1e-5, rtol=0)
+
+
+def group_gradient(loss: GroupLoss, shift_S: list[float], reward_S: list[float]) -> list[float]:
+    """Of one group, with respect to the policy's logprobs."""
+    policy_PS = torch.tensor([shift_S], dtype=torch.float64, requires_grad=True)
+    groups = SlateGroups(
+        policy_PS=policy_PS,
+        reference_PS=torch.zeros_like(policy_PS).detach(),
+        reward_PS=torch.tensor([reward_S]).double(),
+    )
+    (gradient_PS,) = torch.autograd.grad(loss(groups).sum(), policy_PS)
+    return [float(value) for value in gradient_PS[0]]
+
+
+@pytest.mark.parametrize("loss", [GroupLoss(0.2), GroupLoss(0.2, 0.1)], ids=["grpo", "ecpo"])
+def test_at_the_reference_it_is_the_policy_gradient(loss: GroupLoss) -> None:
+    """Each slate pulls by its standardised reward, over the number of slates."""
+    reward_S = [3.0, -1.0, 0.5, 0.5]
+    advantage_S = (np.array(reward_S) - np.mean(reward_S)) / np.std(reward_S)
+    np.testing.assert_allclose(group_gradient(loss, [0.0] * 4, reward_S), -advantage_S / 4, rtol=1e-5)
+
+
+# Advantages of rewards 1 and 0 are +1 and -1, so a pull of .5 a slate times the ratio that counts.
+@pytest.mark.parametrize(
+    ("ratios", "grpo", "ecpo"),
+    [
+        ((1.1, 0.9), (-0.55, 0.45), (-0.55, 0.45)),  # inside the bounds the ratio counts
+        ((1.3, 0.7), (0.0, 0.0), (0.0, 0.0)),  # moved as they should: no more to gain
+        ((0.5, 1.25), (-0.25, 0.625), (-0.25, 0.625)),  # moved the wrong way: still pulled back
+        ((1.0, 6.0), (-0.5, 3.0), (-0.5, 0.65)),  # far the wrong way: ECPO bounds the pull at 1.3
+    ],
+)
+def test_where_each_loss_stops_pulling(
+    ratios: tuple[float, float], grpo: tuple[float, float], ecpo: tuple[float, float]
+) -> None:
+    shift_S = [math.log(ratio) for ratio in ratios]
+    np.testing.assert_allclose(group_gradient(GroupLoss(0.2), shift_S, [1.0, 0.0]), grpo, atol=1e-5)
+    np.testing.assert_allclose(group_gradient(GroupLoss(0.2, 0.1), shift_S, [1.0, 0.0]), ecpo, atol=1e-5)
+
+
+def test_from_a_clip_of_one_on_a_bad_slate_may_become_any_less_likely() -> None:
+    shift_S = [math.log(3.5), math.log(0.01)]
+    np.testing.assert_allclose(group_gradient(GroupLoss(2.0), shift_S, [1.0, 0.0]), (0.0, 0.005), atol=1e-5)
+    np.testing.assert_allclose(group_gradient(GroupLoss(0.2), shift_S, [1.0, 0.0]), (0.0, 0.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [100.0, 1000.0, -1000.0])
+def test_a_policy_that_has_run_away_has_a_finite_gradient(shift: float) -> None:
+    for loss in (GroupLoss(0.2), GroupLoss(0.2, 0.1)):
+        for shift_S in ([shift, 0.0], [0.0, shift]):
+            assert np.isfinite(group_gradient(loss, shift_S, [1.0, 0.0])).all()
+
+
+def test_places_without_a_slate_and_equal_rewards_pull_nothing() -> None:
+    nan = math.nan
+    loss = GroupLoss(0.2, 0.1)
+    alone, among = group_gradient(loss, [0.1, 0.0], [2.0, 1.0]), group_gradient(loss, [0.1, 0.0, 0.3], [2.0, 1.0, nan])
+    np.testing.assert_allclose(among, [*alone, 0.0], rtol=1e-9)
+    assert group_gradient(loss, [0.1, -0.3], [0.7, 0.7]) == [0.0, 0.0]
+    assert group_gradient(loss, [0.1, -0.3], [nan, nan]) == [0.0, 0.0]
+    assert group_advantages(torch.tensor([[nan, 4.0]])).tolist() == [[0.0, 0.0]]
+    reward_PS = torch.tensor([[nan, 1.0, 3.0, 2.0], [5.0, nan, 4.0, 6.0]])
+    assert best_and_worst(reward_PS).tolist() == [[2, 1], [3, 2]]
+
+
+def test_the_configuration_chooses_the_loss() -> None:
+    assert preference_loss(AlignConfig(beta=0.3)) == DpoLoss(0.3)
+    assert preference_loss(AlignConfig(objective="grpo", clip=0.1)) == GroupLoss(0.1)
+    assert preference_loss(AlignConfig(objective="ecpo", early_clip=0.2)) == GroupLoss(0.2, 0.2)
 
 
 def test_figures_tell_displacement_from_learning() -> None:

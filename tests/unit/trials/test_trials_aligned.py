@@ -2,14 +2,12 @@
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 from trial_plans import ENOUGH, GENERATOR, write_plan
 
@@ -20,7 +18,7 @@ from model_export.evaluate.samples import draw_samples
 from model_export.progress import Progress
 from model_export.reward import RewardItems, RewardScorer, TrainedReward
 from model_export.tokenizer import Tokenization
-from model_export.trials import run_trials
+from model_export.trials import report_folder, run_trials
 from model_export.trials.kinds import FitTask, plan_recipe
 from model_export.trials.plan import PlanError
 from model_export.trials.registry import kind_of
@@ -54,15 +52,6 @@ CHANGES: dict[str, Any] = {
     "seeds": [0],
     "refit": False,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As trials have it, so that sums are the same."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +95,7 @@ def scorer_of(out: Path) -> RewardScorer:
 def test_alignment_its_controls_and_the_start_share_one_training_and_one_reward_model(out):
     made = sorted(path.parent.name.split("-")[0] for path in out.glob("shared/*/done"))
     assert made == ["align", "align", "reward", "train"]
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((report_folder(out, "tiny") / "report.json").read_text())
     parameters = {model["name"]: model["num_parameters"] for model in report["models"]}
     assert parameters["start"] == parameters["aligned"] == parameters["supervised"] < parameters["best-of-n"]
 
@@ -180,10 +169,10 @@ def test_a_plan_that_would_refit_them_is_refused_before_anything_is_done(tmp_pat
 @pytest.mark.parametrize("kind", ["aligned", "best_of_n"])
 def test_a_fit_without_what_it_needs_is_refused_before_any_training(tmp_path, out, kind):
     tables = {"aligned": ALIGNED, "best_of_n": BEST_OF_N}[kind]
-    train, both = (PreparedData.load(out / name) for name in ("prepared", "prepared-refit"))
+    train = prepared_of(out)
     item_wise = {**tables, "train": {**GENERATOR["train"], "targets": "item"}}
     cases = [
-        (task_of(tmp_path / "a", both, tables), "no validation examples .* refit = false"),
+        (task_of(tmp_path / "a", train.refit(), tables), "no validation examples .* refit = false"),
         (task_of(tmp_path / "b", train, tables, num_epochs=2), "no validation examples .* refit = false"),
         (task_of(tmp_path / "c", replace(train, feedback=None), tables), "do not tell what was shown"),
         (task_of(tmp_path / "d", train, item_wise), r"train\.targets = session"),

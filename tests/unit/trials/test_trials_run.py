@@ -18,7 +18,7 @@ from model_export.evaluate.baselines.cooccurrence import Cooccurrence, Cooccurre
 from model_export.evaluate.baselines.sasrec import SasRec
 from model_export.evaluate.recorded import RecordedLists
 from model_export.progress import Progress
-from model_export.trials import TrialsReport, run_trials
+from model_export.trials import TrialsReport, report_folder, run_trials
 from model_export.trials.baselines import SasRecKind
 from model_export.trials.generators import GeneratorKind
 from model_export.trials.kinds import FitTask
@@ -100,8 +100,10 @@ def test_without_a_refit_the_final_fits_see_the_train_part_alone(tmp_path, tiny_
     changes = {"models": models, "num_trials": 1, "refit": False}
     out = tmp_path / "out"
     report = run_trials(write_plan(tmp_path / "plan.toml", **changes), tiny_log, out, jobs=2)
-    train, both = (PreparedData.load(out / name) for name in ("prepared", "prepared-refit"))
+    train = PreparedData.load(out / "prepared")
+    both = train.refit()
     assert report.test.data.num_train_events == train.train_events().sum() < both.train_events().sum()
+    assert not (out / "prepared-refit").exists()
     (file,) = out.glob(f"refit/cooccurrence/*/{LISTS}")
     examples = train.examples("test")[:40]
     lists = RecordedLists.load(file)
@@ -154,8 +156,28 @@ def test_a_second_run_does_nothing_and_says_the_same(whole, tiny_log):
     again = run_trials(plan, tiny_log, out)
     assert results(out) == before
     assert again.models == report.models
-    assert TrialsReport.load(out).model_dump_json() == again.model_dump_json()
+    assert TrialsReport.load(report_folder(out, "tiny")).model_dump_json() == again.model_dump_json()
     assert again.test.splits[0].comparisons == report.test.splits[0].comparisons
+
+
+def test_another_plan_in_the_same_folder_has_a_report_of_its_own_and_shares_the_fits(whole, tiny_log, tmp_path):
+    _, out, _ = whole
+    before, report = results(out), (report_folder(out, "tiny") / "report.json").read_bytes()
+    one = write_plan(tmp_path / "one.toml", models={"popularity": ALL["popularity"]}, subject="popularity")
+    run_trials(one, tiny_log, out)
+    assert results(out) == before
+    assert TrialsReport.load(report_folder(out, "one")).name == "one"
+    assert (report_folder(out, "tiny") / "report.json").read_bytes() == report
+
+
+def test_the_digest_of_a_plan_covers_the_recipe_that_it_starts_from(tiny_log, tmp_path):
+    recipe, models = tmp_path / "own.toml", {"popularity": {"kind": "popularity"}}
+    plan = write_plan(tmp_path / "one.toml", models=models, subject="popularity", recipe=str(recipe))
+    digests = []
+    for number, rate in enumerate((0.1, 0.1, 0.2)):
+        recipe.write_text(f'extends = "default"\npurpose = "tests"\n[train]\nlearning_rate = {rate}\n')
+        digests.append(run_trials(plan, tiny_log, tmp_path / f"out{number}").plan_digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_generators_of_one_tokenization_share_it(whole):
@@ -166,7 +188,7 @@ def test_generators_of_one_tokenization_share_it(whole):
 
 def test_the_report_names_effort_and_choice(whole):
     _, out, report = whole
-    text = (out / "report.md").read_text()
+    text = (report_folder(out, "tiny") / "report.md").read_text()
     generator = report.models[-1]
     assert "Every model with settings gets 2 trials and at most 1 CPU-hours" in text
     assert f"| generator | 2 of 2 | {generator.trials[generator.chosen].value:.4f} |" in text
@@ -184,7 +206,7 @@ def test_a_model_that_used_its_cpu_time_is_stopped_says_so_and_goes_on_under_a_h
     assert {trial.status for trial in sasrec.trials} == {"stopped"}
     assert 2 < sasrec.search_cpu_s < 30
     assert [row.name for row in report.test.splits[0].recommenders] == ["cooccurrence"]
-    text = (tmp_path / "out/report.md").read_text()
+    text = (report_folder(tmp_path / "out", "plan") / "report.md").read_text()
     assert "the model's trials had used their 0.000555556 CPU-hours" in text
     assert "| sasrec | 0 of 2, stopped |" in text
     before = results(tmp_path / "out")

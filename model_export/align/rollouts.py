@@ -1,6 +1,7 @@
-"""Preference pairs: of a user's candidate slates, which is better than which, as a scorer sees it.
+"""Rollouts: of a user's candidate slates, which ones are trained on, and what a scorer thinks of them.
 
-Legend: B examples of a batch, W candidates of each, P pairs, K slate size, S = 3: chosen, rejected, drawn.
+Legend: B examples of a batch, W candidates of each, P groups, K slate size, S slates of a group: the chosen and the
+rejected one of a pair, or all candidates.
 """
 
 from collections.abc import Callable
@@ -12,28 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 from model_export.align.candidates import Candidates, CandidateSearch
-from model_export.align.config import AlignConfig, RejectedKind
+from model_export.align.config import AlignConfig
 from model_export.data import Examples
 from model_export.progress import Progress
 from model_export.reward import SlateScorer
 
 Float = npt.NDArray[np.float32]
-CHOSEN, REJECTED, DRAWN = range(3)
-_ARRAYS = ("example_P", "row_PSK", "reward_PS", "reference_PS")
+Places = npt.NDArray[np.int64]
+_ARRAYS = ("example_P", "row_PSK", "reward_PS", "reference_PS", "drawn_row_PK", "drawn_reference_P")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePairs:
-    """Pairs of one iteration, and one candidate of each at random to measure drift on."""
+class Rollouts:
+    """Groups of slates of one iteration, and one candidate of each example at random to measure drift on."""
 
     example_P: npt.NDArray[np.int64]
     """Place in the training examples."""
     row_PSK: npt.NDArray[np.int32]
-    """Item rows of the chosen, the rejected and the drawn slate."""
+    """Item rows of the slates that are trained on; of a pair the chosen one comes first."""
     reward_PS: Float
-    """What the scorer says about them."""
+    """What the scorer says about them; NaN: there is no slate."""
     reference_PS: Float
     """Their logprobs under the reference policy: the weights that wrote them."""
+    drawn_row_PK: npt.NDArray[np.int32]
+    """Item rows of the candidate at random."""
+    drawn_reference_P: Float
+    """Its logprob under the reference policy."""
     figures: dict[str, float]
     """About all candidates of the rollouts."""
 
@@ -49,7 +54,7 @@ class PreferencePairs:
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> "PreferencePairs":
+    def load(cls, path: Path) -> "Rollouts":
         """Reads what `save` wrote."""
         with np.load(path) as file:
             figures = {name: float(file[name]) for name in file.files if name not in _ARRAYS}
@@ -64,8 +69,8 @@ def roll_out(
     train: Examples,
     iteration: int,
     progress: Progress,
-) -> PreferencePairs:
-    """Writes candidates for this iteration's share of the examples, scores them and makes pairs.
+) -> Rollouts:
+    """Writes candidates for this iteration's share of the examples, scores them and makes groups.
 
     The result depends on the policy's weights, the seed and the iteration alone.
 
@@ -79,7 +84,7 @@ def roll_out(
         progress: Where to show how far it is.
 
     Raises:
-        ValueError: No example gives a pair.
+        ValueError: No example has candidates whose rewards differ enough.
     """
     example_E = share_of(len(train), config.preference_share, config.seed, iteration)
     rng = np.random.default_rng([config.seed, iteration, 1])
@@ -88,25 +93,38 @@ def roll_out(
         seed = int(rng.integers(2**62))
         for batch, candidates in search.batches(train[example_E], config.num_candidates, seed=seed):
             reward_BW = score_candidates(scorer, batch, candidates)
-            choice_BS = choose(reward_BW, candidates.score_BW, config.rejected, rng)
-            row_BSK = np.take_along_axis(candidates.row_BWK, choice_BS[:, :, None], 1)
-            parts.append((row_BSK, np.take_along_axis(reward_BW, choice_BS, 1), reward_BW))
+            drawn_B1 = draw(reward_BW, rng)[:, None]
+            place_BS = choose(config, reward_BW, candidates.score_BW, rng)
+            parts.append(
+                (
+                    np.take_along_axis(candidates.row_BWK, place_BS[:, :, None], 1),
+                    np.take_along_axis(reward_BW, place_BS, 1),
+                    np.take_along_axis(candidates.row_BWK, drawn_B1[:, :, None], 1)[:, 0],
+                    reward_BW,
+                )
+            )
             task.advance(len(batch))
-    row_ESK, reward_ES, reward_EW = (np.concatenate(column) for column in zip(*parts, strict=True))
-    is_pair_E = reward_ES[:, CHOSEN] - reward_ES[:, REJECTED] > config.min_reward_margin
-    if not is_pair_E.any():
+    row_ESK, reward_ES, drawn_row_EK, reward_EW = (np.concatenate(column) for column in zip(*parts, strict=True))
+    spread_E = spread(reward_ES)
+    is_used_E = spread_E > config.min_reward_margin
+    if not is_used_E.any():
         raise ValueError(
-            f"no pair of candidates differs by more than align.min_reward_margin = {config.min_reward_margin}: lower "
-            "it, or raise align.num_candidates or align.temperature"
+            f"no two candidates of a user differ by more than align.min_reward_margin = {config.min_reward_margin}: "
+            "lower it, or raise align.num_candidates or align.temperature"
         )
-    example_P, row_PSK, reward_PS = example_E[is_pair_E], row_ESK[is_pair_E], reward_ES[is_pair_E]
-    return PreferencePairs(
+    example_P, row_PSK, drawn_row_PK = example_E[is_used_E], row_ESK[is_used_E], drawn_row_EK[is_used_E]
+    return Rollouts(
         example_P=example_P,
         row_PSK=row_PSK,
-        reward_PS=reward_PS,
+        reward_PS=reward_ES[is_used_E],
         reference_PS=logprobs(example_P, row_PSK),
-        figures=_figures(reward_EW, reward_PS),
-    )
+        drawn_row_PK=drawn_row_PK,
+        drawn_reference_P=logprobs(example_P, drawn_row_PK[:, None])[:, 0],
+        figures=_figures(reward_EW) | {
+            "rollout_reward_margin": float(spread_E[is_used_E].mean()),
+            "rollout_used_share": float(is_used_E.mean()),
+        },
+    )  # fmt: skip
 
 
 def share_of(num_examples: int, share: float, seed: int, iteration: int) -> npt.NDArray[np.int64]:
@@ -129,35 +147,45 @@ def score_candidates(scorer: SlateScorer, examples: Examples, candidates: Candid
     return reward_BW
 
 
-def best_of(reward_BW: Float) -> npt.NDArray[np.int64]:
+def best_of(reward_BW: Float) -> Places:
     """The candidate [B] of the highest reward; 0 where there is none."""
-    best_B: npt.NDArray[np.int64] = np.where(np.isnan(reward_BW), -np.inf, reward_BW).argmax(1)
+    best_B: Places = np.where(np.isnan(reward_BW), -np.inf, reward_BW).argmax(1)
     return best_B
 
 
-def choose(reward_BW: Float, score_BW: Float, rejected: RejectedKind, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Places [B, S] of the chosen, the rejected and the drawn candidate; NaN rewards are never preferred to a slate."""
+def draw(reward_BW: Float, rng: np.random.Generator) -> Places:
+    """A candidate [B] at random; 0 where there is none."""
+    drawn_B: Places = np.where(np.isnan(reward_BW), -1.0, rng.random(reward_BW.shape)).argmax(1)
+    return drawn_B
+
+
+def choose(config: AlignConfig, reward_BW: Float, score_BW: Float, rng: np.random.Generator) -> Places:
+    """Places [B, S] of the candidates that are trained on: a pair for DPO, else all of them."""
+    if config.objective != "dpo":
+        return np.broadcast_to(np.arange(reward_BW.shape[1]), reward_BW.shape)
     is_slate_BW = ~np.isnan(reward_BW)
-    noise_BW = np.where(is_slate_BW, rng.random(reward_BW.shape), -1.0)
-    drawn_B = noise_BW.argmax(1)
-    match rejected:
+    match config.rejected:
         case "worst":
             rejected_B = np.where(is_slate_BW, reward_BW, np.inf).argmin(1)
         case "likeliest":
             rejected_B = np.where(is_slate_BW, score_BW, -np.inf).argmax(1)
         case "random":
-            # Not the drawn one, which measures drift and so must not be trained on more than any other.
-            rejected_B = np.where(is_slate_BW, rng.random(reward_BW.shape), -1.0).argmax(1)
-    return np.stack([best_of(reward_BW), rejected_B, drawn_B], 1)
+            rejected_B = draw(reward_BW, rng)
+    return np.stack([best_of(reward_BW), rejected_B], 1)
 
 
-def _figures(reward_EW: Float, reward_PS: Float) -> dict[str, float]:
-    num_examples = len(reward_EW)
+def spread(reward_ES: Float) -> Float:
+    """Highest less lowest reward [E] of each group; 0 where there is no slate."""
+    is_none_ES = np.isnan(reward_ES)
+    highest_E = np.where(is_none_ES, -np.inf, reward_ES).max(1)
+    lowest_E = np.where(is_none_ES, np.inf, reward_ES).min(1)
+    return np.where(is_none_ES.all(1), np.float32(0), highest_E - lowest_E)
+
+
+def _figures(reward_EW: Float) -> dict[str, float]:
     reward_EW = reward_EW[~np.isnan(reward_EW).all(1)]  # a user whose catalog is used up has no slate
     return {
         "rollout_reward": float(np.nanmean(reward_EW)),
         "rollout_best_reward": float(np.nanmean(np.nanmax(reward_EW, axis=1))),
         "rollout_worst_reward": float(np.nanmean(np.nanmin(reward_EW, axis=1))),
-        "rollout_reward_margin": float((reward_PS[:, CHOSEN] - reward_PS[:, REJECTED]).mean()),
-        "rollout_pair_share": len(reward_PS) / num_examples,
     }
