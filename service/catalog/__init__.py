@@ -1,7 +1,23 @@
-"""The catalog: item rows sorted by semantic ID, the trie over them, and filters as prefix sums."""
+"""The catalog: item rows sorted by semantic ID, the trie over them, filters as prefix sums, and how they change."""
 
+from service.catalog.change import ItemChange, LoggedChange
+from service.catalog.encoding import NewItemEncoder
 from service.catalog.filters import TagFilter
-from service.catalog.snapshot import CatalogSnapshot
+from service.catalog.live import LiveCatalog
+from service.catalog.log import CatalogLog, MemoryCatalogLog
+from service.catalog.snapshot import CatalogSnapshot, NewItems
 from service.catalog.trie import Trie, build_trie
 
-__all__ = ["CatalogSnapshot", "TagFilter", "Trie", "build_trie"]
+__all__ = [
+    "CatalogLog",
+    "CatalogSnapshot",
+    "ItemChange",
+    "LiveCatalog",
+    "LoggedChange",
+    "MemoryCatalogLog",
+    "NewItemEncoder",
+    "NewItems",
+    "TagFilter",
+    "Trie",
+    "build_trie",
+]

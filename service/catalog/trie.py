@@ -66,6 +66,15 @@ def build_trie(sids_NL: Int32Array) -> Trie:
     return Trie(tuple(child_begin), tuple(child_code), tuple(child_row))
 
 
+def common_values(trie: Trie, values_N: Int32Array) -> tuple[Int32Array, ...]:
+    """Per level the value [M_(l+1)] that all rows below each child share; -1 where they differ."""
+    levels = []
+    for row in trie.child_row:
+        least_M = np.minimum.reduceat(values_N, row[:-1])
+        levels.append(np.where(least_M == np.maximum.reduceat(values_N, row[:-1]), least_M, np.int32(-1)))
+    return tuple(levels)
+
+
 def vectors_of_children(trie: Trie, vectors_ND: Float32Array) -> tuple[Float32Array, ...]:
     """Per level the normalised mean [M_(l+1), D] of the item vectors under each child; a zero mean stays zero."""
     levels = []

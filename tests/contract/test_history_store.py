@@ -1,15 +1,15 @@
-"""What every history store must do: in this process, in one Redis, and in a Redis Cluster of three real servers."""
+"""What every history store must do: in this process, in one Redis, and in a Redis Cluster of three real servers.
+
+Longer than other files, because it is one contract, and a store keeps all of it.
+"""
 
 import asyncio
 import itertools
 import math
 import os
 import signal
-import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +18,12 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis_cluster import cluster
 
+from service.connection import ConnectionLimits
 from service.domain import Event, HistoryEntry, item_key
 from service.errors import HistoryUnavailable
-from service.history import EventOutcome, HistoryLimits, HistoryStore, MemoryHistoryStore, UserHistory
-from service.history.connection import ConnectionLimits
-from service.history.embedded import EmbeddedRedis, find_redis_server
+from service.history import EventOutcome, HistoryLimits, HistoryStore, MemoryHistoryStore, ShownSlate, UserHistory
 from service.history.redis_store import RedisHistoryStore
 from service.history.store import DAY_MS
 
@@ -46,18 +46,6 @@ class Backend:
         for url in self.servers:
             with redis.Redis.from_url(url) as client:
                 client.flushall()
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def cluster_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
-    with _cluster(tmp_path_factory.mktemp("cluster"), num_nodes=3) as ports:
-        yield ports
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])
@@ -115,6 +103,64 @@ async def test_what_is_stored_is_read(store: HistoryStore, user_id: str) -> None
     assert set(history.seen_keys.tolist()) == {item_key("a"), item_key("b")}
     assert seen_pairs(history) == {(item_key("a"), "view"), (item_key("b"), "watch"), (item_key("a"), "like")}
     await store.delete(user_id)
+
+
+def a_slate(user_id: str, number: int, *item_ids: str, continues: int | None = None) -> ShownSlate:
+    return ShownSlate(
+        user_id=user_id,
+        recommendation_id=f"{number:032x}",
+        continued_from=None if continues is None else f"{continues:032x}",
+        item_keys=tuple(item_key(item_id) for item_id in item_ids),
+    )
+
+
+@pytest.mark.parametrize("user_id", ["plain", "with}brace{", "line\nend\0", "ключ 鍵 🗝"])
+async def test_what_was_shown_is_kept_beside_the_history_until_it_is_forgotten(
+    store: HistoryStore, user_id: str
+) -> None:
+    slates = [a_slate(user_id, 2**127 + 1, "a", "b"), a_slate(user_id, 7, continues=3), a_slate(user_id, 3, "c")]
+    others = [a_slate(next(fresh_user), number, "x") for number in range(20)]
+    await store.append([an_event(user_id)], NOW_MS)
+    await store.remember([slates[0], *others, slates[1]])
+    await store.remember([slates[2]])
+    history = await store.read(user_id, NOW_MS, with_shown=True)
+    assert history.shown == tuple(slates)
+    assert len(history.as_entries()) == len(history.seen_keys) == 1
+    assert (await store.read(user_id, NOW_MS)).shown == ()
+    for other in others:
+        assert (await store.read(other.user_id, with_shown=True)).shown == (other,)
+    assert await store.delete(user_id) is True
+    assert (await store.read(user_id, with_shown=True)).shown == ()
+
+
+async def test_the_oldest_shown_slates_make_room(backend: Backend) -> None:
+    store, user = backend.open(HistoryLimits(shown_bytes=3 * (33 + 16))), next(fresh_user)
+    slates = [a_slate(user, number, "a", "b") for number in range(5)]
+    await store.remember(slates)
+    assert (await store.read(user, with_shown=True)).shown == tuple(slates[2:])
+    longer = a_slate(user, 9, *"abcdefgh")  # takes the room of two
+    await store.remember([longer])
+    assert (await store.read(user, with_shown=True)).shown == (slates[4], longer)
+    await store.remember([a_slate(user, 10, *map(str, range(255)))])  # fits in no way
+    assert (await store.read(user, with_shown=True)).shown == ()
+    await store.remember(slates[:1])
+    assert (await store.read(user, with_shown=True)).shown == (slates[0],)
+    await store.close()
+
+
+async def test_shown_slates_are_forgotten_some_time_after_the_last(backend: Backend) -> None:
+    store, user = backend.open(HistoryLimits(shown_ms=600)), next(fresh_user)
+    first, second, third = (a_slate(user, number, "a") for number in range(3))
+    await store.remember([first])
+    await asyncio.sleep(0.35)
+    await store.remember([second])
+    await asyncio.sleep(0.35)
+    assert (await store.read(user, with_shown=True)).shown == (first, second)
+    await asyncio.sleep(0.4)
+    assert (await store.read(user, with_shown=True)).shown == ()
+    await store.remember([third])
+    assert (await store.read(user, with_shown=True)).shown == (third,)
+    await store.close()
 
 
 async def test_outcomes_keep_the_order_of_events_of_many_users(store: HistoryStore) -> None:
@@ -397,7 +443,7 @@ def test_a_dead_cluster_node_refuses_its_users_quickly(tmp_path: Path) -> None:
             await store.append([an_event(f"user-{i}", event_id="3") for i in range(24)], NOW_MS)
         await store.close()
 
-    with _cluster(tmp_path, num_nodes=3) as ports:
+    with cluster(tmp_path, num_nodes=3) as ports:
         asyncio.run(lose_a_node(ports))
 
 
@@ -419,52 +465,3 @@ async def test_what_is_too_old_is_gone_from_redis_itself(redis_url: str) -> None
     assert await kept_bytes(-1, 18) == 4 * 19, "an event that is too old already is not written"
     assert await kept_bytes(*[19] * 30) == 8 * 19
     await store.close()
-
-
-@contextmanager
-def _cluster(directory: Path, num_nodes: int) -> Iterator[list[int]]:
-    """Real servers that have met and share all slots; stopped at the end."""
-    ports = [_free_port() for _ in range(num_nodes)]
-    servers = []
-    try:
-        for port in ports:
-            (directory / f"{port}").mkdir()
-            options = ["--port", port, "--bind", "127.0.0.1", "--dir", directory / f"{port}", "--save", ""]
-            command = [find_redis_server(), *options, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
-            servers.append(subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL))
-        clients = [redis.Redis(port=port, decode_responses=True) for port in ports]
-        _until(lambda: all(client.ping() for client in clients))
-        for i, client in enumerate(clients):
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(i * 16384 // num_nodes, (i + 1) * 16384 // num_nodes))
-        for client in clients[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", client.get_connection_kwargs()["port"])
-        _until(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
-        for client in clients:
-            client.close()
-        yield ports
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
-
-
-def _free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:  # a cluster node also listens on its port + 10,000
-            return port
-
-
-def _until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while time.monotonic() < end_s:
-        try:
-            if holds():
-                return
-        except redis.ConnectionError:
-            pass
-        time.sleep(0.05)
-    pytest.fail(f"the cluster was not ready after {timeout_s} s")

@@ -31,6 +31,7 @@ def catalogs(draw: st.DrawFn) -> Catalog:
             item_id=f"item {number}",
             tags=tuple(draw(st.lists(st.sampled_from(TAGS), unique=True, max_size=3))),
             available=draw(st.booleans()),
+            group=draw(st.sampled_from(["", "x", "y"])),
         )
         for number in range(len(sids))
     ]
@@ -77,6 +78,21 @@ def test_rows_that_are_out_of_order_or_collide_are_refused(sids: list[tuple[int,
     if shuffled != rows:
         with pytest.raises(CatalogError, match="sorted"):
             build_trie(np.array(shuffled, dtype=np.int32))
+
+
+@settings(deadline=None, max_examples=200)
+@given(catalogs())
+def test_a_child_has_a_group_if_all_items_below_it_do(catalog: Catalog) -> None:
+    snapshot = CatalogSnapshot.build(*catalog)
+    row_groups_N = snapshot.child_groups[-1].tolist()
+    numbers = {(item.group, number) for item, number in zip(snapshot.items, row_groups_N, strict=True)}
+    assert len(numbers) == len(dict(numbers)) == len({number for _, number in numbers})
+    assert dict(numbers).get("", -1) == -1
+    for group_M, row in zip(snapshot.child_groups, snapshot.trie.child_row, strict=True):
+        assert group_M.dtype == np.int32
+        for group, begin, end in zip(group_M.tolist(), row[:-1], row[1:], strict=True):
+            below = set(row_groups_N[begin:end])
+            assert group == (below.pop() if len(below) == 1 else -1)
 
 
 @settings(deadline=None, max_examples=200)

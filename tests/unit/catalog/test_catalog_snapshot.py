@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.catalog import CatalogSnapshot, TagFilter, build_trie
+from service.catalog import index as index_module
 from service.catalog import snapshot as snapshot_module
 from service.domain import Item
 from service.errors import CatalogError, FilterError
@@ -47,7 +48,7 @@ def test_an_empty_catalog_is_refused() -> None:
 
 
 def test_two_ids_with_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_module, "item_key", lambda item_id: ord(item_id) // 2)
+    monkeypatch.setattr(index_module, "item_key", lambda item_id: ord(item_id) // 2)
     with pytest.raises(CatalogError, match="64-bit key"):
         CatalogSnapshot.build(ITEMS, SIDS)
 

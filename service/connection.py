@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha1
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,8 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.utils import HIREDIS_AVAILABLE
 
-from service.errors import HistoryUnavailable
-from service.history.scripts import Script
+from service.errors import HistoryUnavailable, OneSlateError
 
 _CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = ("redis", "rediss", "unix", *_CLUSTER_SCHEMES)
@@ -43,6 +43,17 @@ class ConnectionLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script's text and the SHA-1 that EVALSHA knows it by."""
+
+    text: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
 class ScriptCall:
     """One script with its keys, which share a hash tag, and its arguments."""
 
@@ -52,12 +63,21 @@ class ScriptCall:
 
 
 class RedisConnection:
-    """Runs commands and scripts; every failure is a HistoryUnavailable with its cause."""
+    """Runs commands and scripts; every failure is an `unavailable` with its cause."""
 
-    def __init__(self, url: str, limits: ConnectionLimits) -> None:
+    def __init__(
+        self,
+        url: str,
+        limits: ConnectionLimits,
+        *,
+        purpose: str = "history store",
+        unavailable: type[OneSlateError] = HistoryUnavailable,
+    ) -> None:
+        self.unavailable = unavailable
+        self._purpose = purpose
         if not HIREDIS_AVAILABLE:
             # Without it replies are parsed in Python: ten times the p99 of a read.
-            raise HistoryUnavailable("the history store needs the package hiredis (3.2 or later): pip install hiredis")
+            raise unavailable(f"the {purpose} needs the package hiredis (3.2 or later): pip install hiredis")
         scheme = urlsplit(url).scheme
         if scheme not in _SCHEMES:
             raise ValueError(f"a Redis URL starts with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
@@ -157,9 +177,9 @@ class RedisConnection:
         except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise self._unavailable(error) from error
 
-    def _unavailable(self, error: Exception) -> HistoryUnavailable:
+    def _unavailable(self, error: Exception) -> OneSlateError:
         said = str(error) or type(error).__name__
-        return HistoryUnavailable(f"history store at {self.target} did not answer: {said}")
+        return self.unavailable(f"{self._purpose} at {self.target} did not answer: {said}")
 
 
 def _client(url: str, limits: ConnectionLimits, *, cluster: bool) -> Redis | RedisCluster:

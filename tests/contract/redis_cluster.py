@@ -1,0 +1,78 @@
+"""A Redis Cluster of real servers."""
+
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.history.embedded import find_redis_server
+
+
+@contextmanager
+def cluster(directory: Path, num_nodes: int) -> Iterator[list[int]]:
+    """Real servers that have met and share all slots; stopped at the end."""
+    with ExitStack() as stack:
+        ports = [stack.enter_context(_cluster_node(directory / f"node{i}")) for i in range(num_nodes)]
+        clients = [redis.Redis(port=port, decode_responses=True) for port in ports]
+        for i, client in enumerate(clients):
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(i * 16384 // num_nodes, (i + 1) * 16384 // num_nodes))
+        for client in clients[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", client.get_connection_kwargs()["port"])
+        _until(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
+        for client in clients:
+            client.close()
+        yield ports
+
+
+@contextmanager
+def _cluster_node(directory: Path, num_tries: int = 5) -> Iterator[int]:
+    """One server that answers, at the port given; another port is tried when it ends, for somebody took the first."""
+    directory.mkdir()
+    log = directory / "log"
+    for _ in range(num_tries):
+        port = _free_cluster_port()
+        options = ["--port", port, "--bind", "127.0.0.1", "--dir", directory, "--save", "", "--logfile", log]
+        command = [find_redis_server(), *options, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
+        server = subprocess.Popen([str(word) for word in command])
+        try:
+            with redis.Redis(port=port) as client:
+                _until(lambda: server.poll() is not None or client.ping())  # noqa: B023 - called in this round only
+            if server.poll() is None:
+                yield port
+                return
+        finally:
+            server.kill()
+            server.wait()
+    pytest.fail(f"no node of a cluster would start: {log.read_text()[-2000:]}")
+
+
+def _free_cluster_port() -> int:
+    """A port below those that the kernel gives to clients; so is the one that the node's bus takes, 10,000 above."""
+    for port in random.SystemRandom().sample(range(10_000, 22_000), 100):
+        with socket.socket() as client_probe, socket.socket() as bus_probe:
+            try:
+                client_probe.bind(("127.0.0.1", port))
+                bus_probe.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+        return port
+    pytest.fail("no two free ports for a node of a cluster")
+
+
+def _until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while time.monotonic() < end_s:
+        try:
+            if holds():
+                return
+        except redis.ConnectionError:
+            pass
+        time.sleep(0.05)
+    pytest.fail(f"the cluster was not ready after {timeout_s} s")

@@ -1,0 +1,164 @@
+"""Changes of items: what is found is free again unless it was claimed, and nothing in the log stops its reader."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from service.bundle.item_encoder import unit_rows
+from service.catalog import CatalogSnapshot, ItemChange, LiveCatalog, LoggedChange, MemoryCatalogLog, NewItemEncoder
+from service.catalog.log import LogState, LogTail, Submitted
+from service.domain import Item
+from service.errors import CatalogUnavailable
+from service.inference.fake_runner import fake_encoder, fake_manifest
+from service.items import CatalogFollower, ItemWriter
+from service.metrics import Metrics
+
+MAX_BRANCH = fake_manifest().max_branch
+FIRST = ItemChange(item_id="x", title="t")
+
+
+def with_vectors(encoder: NewItemEncoder) -> tuple[CatalogSnapshot, NewItemEncoder]:
+    """A catalog of a model with item vectors and embeddings."""
+    rng = np.random.default_rng(0)
+    width = encoder.encoder.width
+    items = [Item(item_id=f"item-{number}") for number in range(20)]
+    sids_NL = np.stack(np.unravel_index(np.arange(20) * 7, (32, 32, 32)), 1).astype(np.int32)
+    vectors_ND = unit_rows(rng.normal(size=(20, 3)))
+    embeddings_NE = rng.normal(size=(20, width)).astype(np.float32)
+    snapshot = CatalogSnapshot.build(items, sids_NL, vectors_ND=vectors_ND, embeddings_NE=embeddings_NE)
+    projection_DE = rng.normal(size=(3, width)).astype(np.float32)
+    return snapshot, replace(encoder, projection_DE=projection_DE, centre_E=np.zeros(width, np.float32))
+
+
+class Faulty(MemoryCatalogLog):
+    """Fails as often as it is told to."""
+
+    num_failures = 0
+
+    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise CatalogUnavailable("gone")
+        return await super().submit(changes)
+
+
+class Kit:
+    """A writer and a follower over one log."""
+
+    def __init__(self, log: MemoryCatalogLog | None = None, encoder: NewItemEncoder | None = None) -> None:
+        self.log = log or Faulty()
+        snapshot, self.encoder = with_vectors(encoder or fake_encoder())
+        self.live = LiveCatalog(snapshot, self.encoder)
+        self.metrics = Metrics()
+        self.follower = CatalogFollower(self.log, self.live, self.metrics, poll_s=0.001, merge_s=0.001)
+        self.writer = ItemWriter(self.log, self.live, self.follower, MAX_BRANCH, self.metrics)
+        self.follower.adopt = self.writer.adopt
+
+    async def status(self, *changes: ItemChange) -> list[str]:
+        return [outcome.status for outcome in await self.writer.write(changes)]
+
+
+@pytest.mark.parametrize("second", [ItemChange(item_id="x", embedding=(1.0,)), replace(FIRST, embedding=(1.0,))])
+async def test_an_embedding_of_another_width_is_refused_new_or_not(second: ItemChange) -> None:
+    kit = Kit()
+    assert await kit.status(FIRST, second) == ["added", "refused"]
+    await kit.follower.catch_up()
+    assert kit.live.snapshot.row_of("x") is not None
+    assert await kit.status(second, ItemChange(item_id="item-3", embedding=(1.0, 2.0))) == ["refused", "refused"]
+    assert await kit.status(replace(FIRST, embedding=(0.5,) * 8)) == ["changed"]
+
+
+async def test_another_models_embedding_in_the_log_gives_way_to_the_text() -> None:
+    kit = Kit()
+    await kit.log.submit([LoggedChange(replace(FIRST, embedding=(1.0,) * 64), (1, 2, 3))])
+    await kit.follower.catch_up()
+    row = kit.live.snapshot.row_of("x")
+    assert kit.live.snapshot.embeddings_NE is not None
+    np.testing.assert_array_equal(
+        kit.live.snapshot.embeddings_NE[row], kit.encoder.embeddings([(Item(item_id="x"), None)])[0]
+    )
+    # And one that came without a place under this model is placed by its text.
+    await kit.log.submit([LoggedChange(ItemChange(item_id="y", title="t", embedding=(1.0,) * 64))])
+    await kit.log.submit([LoggedChange(ItemChange(item_id="z", embedding=(1.0,) * 64))])
+    await kit.follower.catch_up()
+    await asyncio.sleep(0.05)
+    await kit.follower.catch_up()
+    assert kit.live.snapshot.row_of("y") is not None
+    assert kit.live.snapshot.row_of("z") is None, "nothing tells where it belongs"
+
+
+async def test_places_that_were_never_claimed_are_free_again() -> None:
+    log = Faulty()
+    kit = Kit(log)
+    log.num_failures = 5
+    for _ in range(5):
+        with pytest.raises(CatalogUnavailable):
+            await kit.writer.write([FIRST])
+    [late] = await kit.writer.write([FIRST])
+    [early] = await Kit().writer.write([FIRST])
+    assert late.sid == early.sid
+
+
+async def test_a_place_that_another_replica_took_is_not_asked_for_again() -> None:
+    kit = Kit()
+    [wanted] = await Kit().writer.write([FIRST])
+    await kit.log.submit([LoggedChange(ItemChange(item_id="faster", title="t"), wanted.sid)])
+    [given] = await kit.writer.write([FIRST])
+    assert given.status == "added"
+    assert given.sid != wanted.sid
+
+
+class Endless(MemoryCatalogLog):
+    """Something new at every reading, as under a steady stream of small changes."""
+
+    async def since(self, position: str) -> LogTail | None:
+        await self.submit([LoggedChange(ItemChange(item_id="item-1", title=position))])
+        return await super().since(position)
+
+
+async def test_a_steady_stream_of_changes_does_not_keep_them_from_being_applied() -> None:
+    kit = Kit(Endless())
+    await kit.follower.catch_up()
+    async with asyncio.timeout(5):
+        assert await kit.follower.catch_up()
+    assert kit.live.snapshot.items[kit.live.snapshot.row_of("item-1") or 0].title
+
+
+class Broken(MemoryCatalogLog):
+    """Says once what nobody can foresee."""
+
+    num_errors = 1
+
+    async def state(self) -> LogState:
+        if self.num_errors:
+            self.num_errors -= 1
+            raise RuntimeError("surprise")
+        return await super().state()
+
+
+async def test_no_error_ends_the_follower(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("service.items.follower._RETRY_S", 0.001)
+    kit = Kit(Broken())
+    await kit.log.submit([LoggedChange(ItemChange(item_id="item-1", title="seen"))])
+    task = asyncio.create_task(kit.follower.run())
+    async with asyncio.timeout(5):
+        while kit.live.snapshot.items[kit.live.snapshot.row_of("item-1") or 0].title != "seen":  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert "surprise" in caplog.text
+
+
+async def test_two_new_items_in_a_full_node_leave_one_out_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    items = [Item(item_id=name) for name in "ab"]
+    snapshot = CatalogSnapshot.build(items, np.array([[0, 0], [0, 1]], dtype=np.int32), max_branch=(2, 3))
+    live = LiveCatalog(snapshot, fake_encoder(2))
+    changes = [LoggedChange(ItemChange(item_id=name, title=name), (0, code)) for name, code in (("c", 2), ("d", 3))]
+    applied = live.apply([*changes, LoggedChange(ItemChange(item_id="a", title="new"))], "1-0")
+    assert (applied.num_applied, applied.num_without_room) == (3, 1)
+    assert (live.snapshot.row_of("c") is None) != (live.snapshot.row_of("d") is None)
+    assert live.snapshot.items[live.snapshot.row_of("a") or 0].title == "new"
+    assert "left out" in caplog.text
