@@ -1,12 +1,15 @@
 """Small random search problems, and a slow decoder in plain Python and numpy to hold the fast one to.
 
+Longer than other files, because every rule of the search stands here a second time.
+
 Legend: B requests, T history, L levels, K items, V codes, W beams, X excluded rows, F filter slots, N items.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ from model_export.model import Generator, GeneratorSpec, HistoryBatch, ItemVecto
 from model_export.model.items import Affinity
 from service.catalog import CatalogSnapshot
 from service.domain import Item
+from service.inference.runner import age_seconds
 
 torch.set_num_threads(1)
 
@@ -128,6 +132,10 @@ class Problem:
     """Rows, per request."""
     allowed_FN: npt.NDArray[np.bool_]
     slots: tuple[int, ...]
+    limits: tuple[int, ...] = ()
+    """Most items of one group, per request; 0, or none given: any number."""
+    diversities: tuple[float, ...] = ()
+    """Per request; none given: 0."""
 
     @property
     def num_requests(self) -> int:
@@ -163,13 +171,23 @@ class Problem:
             "excluded_rows_BX": self.excluded_BX,
             "filter_slots_B": torch.tensor(self.slots, dtype=torch.int32),
             "allowed_cumsum_FN": self.cumsum_FN,
+            "group_limits_B": torch.tensor(self.limits or (0,) * self.num_requests, dtype=torch.int32),
+            "diversities_B": torch.tensor(self.diversities or (0.0,) * self.num_requests),
         }
 
+    def penalty(self, request: int, slate: Sequence_) -> float:
+        """What the slate's score loses for items that share their first code."""
+        codes = [int(self.catalog.sids_NL[row, 0]) for row in slate if row >= 0]
+        num_pairs = sum(one == other for one, other in itertools.combinations(codes, 2))
+        return self.diversities[request] * num_pairs if self.diversities else 0.0
 
-def make_catalog(sids: Iterable[Sequence[int]]) -> CatalogSnapshot:
-    """A catalog of the given sids, in any order."""
+
+def make_catalog(sids: Iterable[Sequence[int]], groups: Sequence[str] = ()) -> CatalogSnapshot:
+    """A catalog of the given sids, in any order, and the group of each, where there are any."""
     sids_NL = np.array(list(sids), dtype=np.int32)
-    return CatalogSnapshot.build([Item(item_id=f"item-{row}") for row in range(len(sids_NL))], sids_NL)
+    groups = groups or [""] * len(sids_NL)
+    items = [Item(item_id=f"item-{row}", group=group) for row, group in enumerate(groups)]
+    return CatalogSnapshot.build(items, sids_NL)
 
 
 def make_history(
@@ -177,27 +195,26 @@ def make_history(
 ) -> HistoryBatch:
     """One request per list of (history codes, action, age in ms, value), padded by `padding` places too many.
 
-    Padding holds what must never be read: real codes, actions and values, ages from the future.
+    Padding holds what must never be read: real codes, actions, values and ages.
     """
     lengths = [len(one) for one in events]
     length = max(1, *lengths) + padding if lengths else 1
     codes_BTL = np.full((len(events), length, num_levels), 3, dtype=np.int32)
     actions_BT = np.full((len(events), length), 2, dtype=np.int32)
-    times_BT = np.full((len(events), length), NOW_MS + 77_000, dtype=np.int64)
+    ages_BT = np.full((len(events), length), 77, dtype=np.int32)
     values_BT = np.full((len(events), length), 3.0, dtype=np.float32)
     for request, one in enumerate(events):
         for place, (codes, action, age_ms, value) in enumerate(one):
             codes_BTL[request, place] = codes
             actions_BT[request, place] = action
-            times_BT[request, place] = NOW_MS - age_ms
+            ages_BT[request, place] = age_seconds(np.array([[NOW_MS - age_ms]]), np.array([NOW_MS]))[0, 0]
             values_BT[request, place] = value
     return HistoryBatch(
         codes_BTL=torch.from_numpy(codes_BTL),
         actions_BT=torch.from_numpy(actions_BT),
-        times_BT=torch.from_numpy(times_BT),
+        ages_BT=torch.from_numpy(ages_BT),
         values_BT=torch.from_numpy(values_BT),
         lengths_B=torch.tensor(lengths, dtype=torch.int32),
-        now_B=torch.full((len(events),), NOW_MS, dtype=torch.int64),
     )
 
 
@@ -222,11 +239,12 @@ def random_problem(
     most_items: int,
     longest_history: int = HISTORY_LENGTH,
     padding: int = 0,
+    has_caps: bool = False,
 ) -> Problem:
-    """Any mix of catalog size, filters (the last one lets nothing pass in some problems) and exclusions."""
+    """Any mix of catalog size, filters (the last one lets nothing pass in some problems), exclusions and caps."""
     num_drawn = int(rng.integers(1, most_items + 1))
     sids_NL = np.unique(np.stack([rng.integers(0, size, num_drawn) for size in codebook_sizes], 1), axis=0)
-    catalog = make_catalog(sids_NL)
+    catalog = make_catalog(sids_NL, random_groups(rng, sids_NL) if has_caps else ())
     num_filters = int(rng.integers(1, 4))
     shares_F = rng.choice([0.0, 0.1, 0.5, 1.0], num_filters, p=[0.1, 0.3, 0.3, 0.3])
     events = [random_events(rng, codebook_sizes, longest_history) for _ in range(num_requests)]
@@ -240,7 +258,16 @@ def random_problem(
         ),
         allowed_FN=rng.random((num_filters, catalog.num_items)) < shares_F[:, None],
         slots=tuple(rng.integers(0, num_filters, num_requests).tolist()),
+        limits=tuple(rng.integers(0, 4, num_requests).tolist()) if has_caps else (),
+        diversities=tuple(rng.choice([0.0, 0.5, 3.0], num_requests).tolist()) if has_caps else (),
     )
+
+
+def random_groups(rng: np.random.Generator, sids_NL: npt.NDArray[np.int32]) -> list[str]:
+    """Groups that follow the first code, or do not, or do for some items; one of them is none."""
+    by_code_N, any_N = sids_NL[:, 0] % 5, rng.integers(0, 5, len(sids_NL))
+    group_N = np.where(rng.random(len(sids_NL)) < rng.choice([0.0, 0.8, 1.0]), by_code_N, any_N)
+    return ["" if group == 0 else f"group-{group}" for group in group_N]
 
 
 def one_request(history: HistoryBatch, request: int) -> HistoryBatch:
@@ -250,10 +277,9 @@ def one_request(history: HistoryBatch, request: int) -> HistoryBatch:
     return HistoryBatch(
         codes_BTL=history.codes_BTL[part, :length],
         actions_BT=history.actions_BT[part, :length],
-        times_BT=history.times_BT[part, :length],
+        ages_BT=history.ages_BT[part, :length],
         values_BT=history.values_BT[part, :length],
         lengths_B=history.lengths_B[part],
-        now_B=history.now_B[part],
         rows_BT=None if history.rows_BT is None else history.rows_BT[part, :length],
     )
 
@@ -270,7 +296,10 @@ class Oracle:
 
     def __init__(self, generator: Generator, problem: Problem, request: int, num_items: int) -> None:
         self.available = problem.available(request)
-        self.length = min(num_items, len(self.available))
+        self._groups = [item.group for item in problem.catalog.items]
+        self.penalty = partial(problem.penalty, request)
+        self._limit = (problem.limits[request] if problem.limits else 0) or num_items
+        self.asked, self.length = num_items, min(num_items, self._most_items())
         self._sids = [tuple(sid) for sid in problem.catalog.sids_NL.tolist()]
         self._num_levels = generator.spec.num_levels
         self._legal = generator.config.score_mode == "legal_softmax"
@@ -309,12 +338,26 @@ class Oracle:
         ).reshape(len(slate), self._num_levels)
 
     def score(self, slate: Sequence_) -> float:
-        """Sum of all logprobs."""
-        return float(self.level_logprobs(slate).sum())
+        """Sum of all logprobs less the penalty."""
+        return float(self.level_logprobs(slate).sum()) - self.penalty(slate)
+
+    def _most_items(self) -> int:
+        counts = Counter(self._groups[row] for row in self.available)
+        return sum(count if group == "" else min(count, self._limit) for group, count in counts.items())
+
+    def may_follow(self, rows: Sequence_, row: int) -> bool:
+        """Whether the item is new and its group not full."""
+        group = self._groups[row]
+        return row not in rows and (group == "" or [self._groups[one] for one in rows].count(group) < self._limit)
+
+    def is_legal(self, slate: Sequence_) -> bool:
+        """Whether every item may follow those before it."""
+        return all(row in self.available and self.may_follow(slate[:place], row) for place, row in enumerate(slate))
 
     def all_slates(self) -> dict[Sequence_, float]:
         """Every ordered slate of full length and its score."""
-        return {slate: self.score(slate) for slate in itertools.permutations(self.available, self.length)}
+        slates = itertools.permutations(self.available, self.length)
+        return {slate: self.score(slate) for slate in slates if self.is_legal(slate)}
 
     def best_of_sets(self) -> list[tuple[float, Sequence_]]:
         """The slates that remain when at every item's end only the best order of each set goes on, best first.
@@ -326,7 +369,7 @@ class Oracle:
             best: dict[frozenset[int], tuple[float, Sequence_]] = {}
             for _score, rows in kept:
                 for row in self.available:
-                    if row not in rows:
+                    if self.may_follow(rows, row):
                         grown = (self.score((*rows, row)), (*rows, row))
                         key = frozenset(grown[1])
                         best[key] = max(best.get(key, grown), grown)
@@ -334,7 +377,7 @@ class Oracle:
         return kept
 
     def beam_search(self, width: int, ambiguous_gap: float) -> list[tuple[float, Sequence_]] | None:
-        """The search itself, one beam at a time; None where a decision is closer than `ambiguous_gap`.
+        """The search without caps, one beam at a time; None where a decision is closer than `ambiguous_gap`.
 
         W beams inside an item; at the end of the second item and later ones the best 2 W, of which the best order of
         each set, of which W.
@@ -364,7 +407,13 @@ class Oracle:
             for code in {
                 self._sids[row][level] for row in self.available if row not in rows and self._sids[row][:level] == codes
             }:
-                yield score + self.logprob(rows, codes, code), rows, (*codes, code)
+                cost = self.cost(rows, code) if level == 0 else 0.0
+                yield score + self.logprob(rows, codes, code) - cost, rows, (*codes, code)
+
+    def cost(self, rows: Sequence_, code: int) -> float:
+        """What the penalty grows by with an item of this first code: the same for all of them, so due at once."""
+        alike = next(row for row in self.available if self._sids[row][0] == code)
+        return self.penalty((*rows, alike)) - self.penalty(rows)
 
 
 def _undecided(scores: list[float], width: int, gap: float) -> bool:

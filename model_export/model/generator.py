@@ -21,16 +21,15 @@ class HistoryBatch:
 
     codes_BTL: Tensor
     actions_BT: Tensor
-    times_BT: Tensor
+    ages_BT: Tensor
     values_BT: Tensor
     lengths_B: Tensor
-    now_B: Tensor
     rows_BT: Tensor | None = None
     """Row in the catalog; -1 pads, and stands for items that it does not hold. Read where there are item vectors."""
 
     def as_args(self) -> tuple[Tensor, ...]:
         """In the order that `HistoryEncoder.forward` takes; without the rows."""
-        return (self.codes_BTL, self.actions_BT, self.times_BT, self.values_BT, self.lengths_B, self.now_B)
+        return (self.codes_BTL, self.actions_BT, self.ages_BT, self.values_BT, self.lengths_B)
 
 
 @dataclass(frozen=True, kw_only=True)

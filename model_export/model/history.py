@@ -11,7 +11,7 @@ from model_export.model.config import GeneratorSpec, ModelConfig
 from model_export.model.experts import FeedForward
 
 NUM_TIME_BUCKETS = 32
-"""Bucket b holds ages from 2^b - 1 to 2^(b + 1) - 1 seconds; the last one everything older than 68 years."""
+"""Bucket b holds ages from 2^b - 1 to 2^(b + 1) - 2 seconds; the last one everything older than 68 years."""
 NUM_RESERVED_CODES = 2
 """0 pads, 1 is an item that the catalog does not hold; code c of a sid stands as c + 2."""
 
@@ -33,25 +33,28 @@ class HistoryEmbedding(nn.Module):
         self.num_buckets = num_edges + 2
         """Per action: one for no value, and one more than there are edges."""
         self.value = nn.Embedding((spec.num_actions + 1) * self.num_buckets, config.width)
-        # Padded with NaN, which no value reaches: infinity would be reached by an infinite value.
-        edges_AN = torch.full((spec.num_actions + 1, max(num_edges, 1)), torch.nan)
+        edges_AN = torch.full((spec.num_actions + 1, max(num_edges, 1)), torch.inf)
         for number, edges in enumerate(spec.value_edges, start=1):
             edges_AN[number, : len(edges)] = torch.tensor(edges)
         self.register_buffer("edges_AN", edges_AN, persistent=False)
         self.edges_AN: Tensor
+        # An infinite value reaches the padding, too, so the count is bounded. NaN, which nothing reaches by IEEE 754,
+        # would do without; but OpenVINO says that everything reaches it.
+        num_edges_A1 = torch.tensor([0, *map(len, spec.value_edges)]).unsqueeze(1)
+        self.register_buffer("num_edges_A1", num_edges_A1, persistent=False)
+        self.num_edges_A1: Tensor
         # Compared as integers: a float logarithm falls on either side of a power of two, and differently per runtime.
-        age_edges_ms = 1000 * (2 ** torch.arange(1, NUM_TIME_BUCKETS) - 1)
-        self.register_buffer("age_edges_ms", age_edges_ms, persistent=False)
-        self.age_edges_ms: Tensor
+        age_edges_s = (2 ** torch.arange(1, NUM_TIME_BUCKETS) - 1).to(torch.int32)
+        self.register_buffer("age_edges_s", age_edges_s, persistent=False)
+        self.age_edges_s: Tensor
 
     def forward(
         self,
         codes_BTL: Tensor,
         actions_BT: Tensor,
-        times_BT: Tensor,
+        ages_BT: Tensor,
         values_BT: Tensor,
         lengths_B: Tensor,
-        now_B: Tensor,
         items_BTD: Tensor | None = None,
     ) -> Tensor:
         """Maps histories, oldest first from place 0, to vectors [B, T, D]; padding gets some vector, to be masked.
@@ -68,11 +71,12 @@ class HistoryEmbedding(nn.Module):
         x_BTD = x_BTD + self.place(place_BT.clamp(0, self.history_length - 1))
         has_value_BT = ~values_BT.isnan()
         above_BTN = values_BT.unsqueeze(-1) >= nn.functional.embedding(actions_BT, self.edges_AN)
-        bucket_BT = torch.where(has_value_BT, above_BTN.sum(-1) + 1, 0)
+        num_edges_BT = nn.functional.embedding(actions_BT, self.num_edges_A1).squeeze(-1)
+        num_above_BT = torch.minimum(above_BTN.sum(-1), num_edges_BT)
+        bucket_BT = torch.where(has_value_BT, num_above_BT + 1, 0)
         x_BTD = x_BTD + self.value(actions_BT * self.num_buckets + bucket_BT)
         if self.has_times:
-            age_ms_BT = now_B.unsqueeze(1) - times_BT
-            x_BTD = x_BTD + self.age((age_ms_BT.unsqueeze(-1) >= self.age_edges_ms).sum(-1))
+            x_BTD = x_BTD + self.age((ages_BT.unsqueeze(-1) >= self.age_edges_s).sum(-1))
         return x_BTD
 
 
@@ -94,14 +98,13 @@ class HistoryEncoder(nn.Module):
         self,
         codes_BTL: Tensor,
         actions_BT: Tensor,
-        times_BT: Tensor,
+        ages_BT: Tensor,
         values_BT: Tensor,
         lengths_B: Tensor,
-        now_B: Tensor,
         items_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the context [B, T + 1, D] and the bias [B, 1, 1, T + 1] that hides its padding."""
-        x_BTD = self.embedding(codes_BTL, actions_BT, times_BT, values_BT, lengths_B, now_B, items_BTD)
+        x_BTD = self.embedding(codes_BTL, actions_BT, ages_BT, values_BT, lengths_B, items_BTD)
         start = self.start_D.expand(x_BTD.shape[0], 1, -1)
         x_BTD = self.dropout(torch.cat([start, x_BTD], 1))
         place_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)

@@ -1,81 +1,63 @@
-"""The reward model as one graph of standard operators, for `torch.onnx.export`; no stage writes it yet.
+"""The reward model inside the generator's graph: what it expects of each item of each beam's slate.
 
-Legend: B batch, T history length, W slates of each example, K slate size, L levels, E width of an item embedding,
-S signals.
+Legend: B requests, T history length, W beams, K slate size, L levels, N items, E width of an item embedding.
 """
 
 import torch
 from torch import Tensor, nn
 
 from model_export.model import HistoryBatch
+from model_export.model.history import NUM_RESERVED_CODES
 from model_export.reward.model import RewardBatch, RewardModel
-
-INPUTS = (
-    "history_codes", "history_actions", "history_times", "history_values", "history_lengths", "now",
-    "history_embeddings", "slate_codes", "slate_embeddings",
-)  # fmt: skip
-"""The history as in `service.inference.runner.Batch`, and the tokenizer's embedding of each event's item, float32
-[B, T, E]; `slate_codes` int32 [B, W, K, L], coded as in histories: c + 2, and 0 after the end of a slate; the
-embeddings of their items, float32 [B, W, K, E]. Embeddings of padding may be anything."""
-OUTPUTS = ("reward", "expected_signals")
-"""Float32 [B, W], and [B, W, S]: how often each signal is expected in the slate, calibrated."""
+from model_export.search.candidates import take
 
 
 class RewardGraph(nn.Module):
-    """`RewardModel.expectations` with plain tensors for inputs; standard operators alone."""
+    """`RewardModel.item_rewards` of items by their rows: the piece `reward` of a search; standard operators alone."""
 
     def __init__(self, model: RewardModel) -> None:
         super().__init__()
         self.model = model
+        self.history_length = model.spec.history_length
+        self.embedding_width = model.spec.embedding_width
         self.train(model.training)
 
     def forward(
         self,
-        history_codes: Tensor,
-        history_actions: Tensor,
-        history_times: Tensor,
-        history_values: Tensor,
-        history_lengths: Tensor,
-        now: Tensor,
-        history_embeddings: Tensor,
-        slate_codes: Tensor,
-        slate_embeddings: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Rewards [B, W] and expected signals [B, W, S]."""
+        codes_BTL: Tensor,
+        actions_BT: Tensor,
+        ages_BT: Tensor,
+        values_BT: Tensor,
+        lengths_B: Tensor,
+        history_rows_BT: Tensor,
+        embeddings_NE: Tensor,
+        sids_NL: Tensor,
+        item_rows_BWK: Tensor,
+    ) -> Tensor:
+        """Returns [B, W, K]; 0 where a slate has ended. Rows below 0 are no item of the catalog."""
+        # The generator may read longer histories: the newest events count here.
+        num_requests, length = codes_BTL.shape[:2]
+        skipped_B1 = (lengths_B - self.history_length).clamp(min=0).unsqueeze(1)
+        place_BT = (torch.arange(length, device=codes_BTL.device) + skipped_B1).clamp(max=length - 1)
+        place_BT = place_BT + torch.arange(num_requests, device=codes_BTL.device).unsqueeze(1) * length
+        rows_BT = take(history_rows_BT.flatten(), place_BT)
         history = HistoryBatch(
-            codes_BTL=history_codes,
-            actions_BT=history_actions,
-            times_BT=history_times,
-            values_BT=history_values,
-            lengths_B=history_lengths,
-            now_B=now,
+            codes_BTL=take(codes_BTL.flatten(0, 1), place_BT),
+            actions_BT=take(actions_BT.flatten(), place_BT),
+            ages_BT=take(ages_BT.flatten(), place_BT),
+            values_BT=take(values_BT.flatten(), place_BT),
+            lengths_B=lengths_B.clamp(max=self.history_length),
         )
+        codes_BWKL = take(sids_NL, item_rows_BWK.clamp(min=0)) + NUM_RESERVED_CODES
         batch = RewardBatch(
             history=history,
-            history_embeddings_BTE=history_embeddings,
-            codes_BWKL=slate_codes,
-            embeddings_BWKE=slate_embeddings,
+            history_embeddings_BTE=_embeddings(embeddings_NE, rows_BT),
+            codes_BWKL=torch.where(item_rows_BWK.unsqueeze(-1) >= 0, codes_BWKL, 0),
+            embeddings_BWKE=_embeddings(embeddings_NE, item_rows_BWK),
         )
-        reward_BW, expected_BWS = self.model.expectations(batch)
-        return reward_BW, expected_BWS
+        return self.model.item_rewards(batch)
 
-    def samples(self) -> tuple[Tensor, ...]:
-        """Inputs to trace with: 3 users with 4 events and 5 slates each."""
-        spec = self.model.spec
-        return (
-            torch.full((3, 4, spec.num_levels), 2, dtype=torch.int32),
-            torch.ones(3, 4, dtype=torch.int32),
-            torch.zeros(3, 4, dtype=torch.int64),
-            torch.ones(3, 4),
-            torch.full((3,), 4, dtype=torch.int32),
-            torch.ones(3, dtype=torch.int64),
-            torch.ones(3, 4, spec.embedding_width),
-            torch.full((3, 5, spec.slate_size, spec.num_levels), 2, dtype=torch.int32),
-            torch.ones(3, 5, spec.slate_size, spec.embedding_width),
-        )
 
-    def dynamic_shapes(self) -> tuple[dict[int, object], ...]:
-        """B, T and W of every input, as `torch.onnx.export` takes them; K and L are the model's."""
-        dynamic = torch.export.Dim.DYNAMIC
-        sequence, row = {0: dynamic, 1: dynamic}, {0: dynamic}  # T, and W, are second
-        return (sequence, sequence, sequence, sequence, row, row, sequence, sequence, sequence)
+def _embeddings(embeddings_NE: Tensor, rows: Tensor) -> Tensor:
+    """By row; zero for no item, as in training."""
+    return torch.where(rows.unsqueeze(-1) >= 0, take(embeddings_NE, rows.clamp(min=0)), 0.0)

@@ -171,9 +171,9 @@ class RewardModel(nn.Module):
 
     def forward(self, batch: RewardBatch) -> Tensor:
         """Uncalibrated logits [B, W, K, S]; some number where a slate has ended."""
-        num_slates, slate_size = batch.codes_BWKL.shape[1:3]
+        num_examples, num_slates, slate_size = batch.codes_BWKL.shape[:3]
         unit_BWKE = self._unit(batch.embeddings_BWKE)
-        x_BWKD = self.position.weight[:slate_size].expand(len(batch.codes_BWKL), num_slates, -1, -1)
+        x_BWKD = self.position.weight[:slate_size].expand(num_examples, num_slates, -1, -1)
         if self.history is not None and self.content is not None:
             x_BQD = self._attend(batch, x_BWKD + self.content(unit_BWKE), unit_BWKE)
         else:
@@ -194,7 +194,7 @@ class RewardModel(nn.Module):
         logits_NKS = torch.cat([tower(x_NKD) for tower in self.towers], -1)
         if context_NKS is not None:
             logits_NKS = logits_NKS + context_NKS
-        logits_BWKS: Tensor = logits_NKS.unflatten(0, (len(batch.codes_BWKL), num_slates))
+        logits_BWKS: Tensor = logits_NKS.unflatten(0, (num_examples, num_slates))
         return logits_BWKS
 
     def _unit(self, embeddings: Tensor) -> Tensor:
@@ -221,12 +221,23 @@ class RewardModel(nn.Module):
         """Chances [..., S] of logits [..., S]."""
         return torch.sigmoid(logits_BWKS * self.scale_S + self.shift_S)
 
+    def chances(self, batch: RewardBatch) -> Tensor:
+        """Calibrated chances [B, W, K, S]; 0 where a slate has ended."""
+        is_shown_BWK = (batch.codes_BWKL[..., 0] > 0).to(self.weight_S.dtype)
+        return self.calibrated(self(batch)) * is_shown_BWK.unsqueeze(-1)
+
     def expectations(self, batch: RewardBatch) -> tuple[Tensor, Tensor]:
         """The reward [B, W] of slates, and how often each signal is expected in each of them [B, W, S]."""
-        is_shown_BWK = (batch.codes_BWKL[..., 0] > 0).to(self.weight_S.dtype)
-        chance_BWKS = self.calibrated(self(batch)) * is_shown_BWK.unsqueeze(-1)
-        expected_BWS = chance_BWKS.sum(2)
+        expected_BWS = self.chances(batch).sum(2)
         return (expected_BWS * self.weight_S).sum(-1), expected_BWS
+
+    def item_rewards(self, batch: RewardBatch) -> Tensor:
+        """What each item adds to its slate's reward [B, W, K]; 0 where a slate has ended.
+
+        With `causal` an item sees none of those after it, so that the sum over the first few is the reward of the
+        slate that ends there.
+        """
+        return (self.chances(batch) * self.weight_S).sum(-1)
 
     def _is_seen(self, codes_NKL: Tensor) -> tuple[Tensor, Tensor]:
         """Whether item k may see item j [N, K, K], every item itself; and whether j is company for the context."""

@@ -5,7 +5,7 @@ E width of an item embedding.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -78,8 +78,7 @@ class VisitCollator:
 
     def visit_batch(self, feedback: Feedback, visits: Int64, item_MWK: npt.NDArray[np.int32]) -> RewardBatch:
         """Slates shown in place of visits; now is when the visit's first item is shown."""
-        now_B = torch.from_numpy(feedback.timestamp_ms_M[visits]).to(self._device)
-        history = replace(self._collator.history(feedback.examples(visits)), now_B=now_B)
+        history = self._collator.history(feedback.examples(visits), feedback.timestamp_ms_M[visits])
         return self._batch(history, item_MWK)
 
     def visits(self, feedback: Feedback, visits: Int64, signals: Int64) -> VisitBatch:

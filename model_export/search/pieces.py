@@ -3,8 +3,9 @@
 `model_export.search.driver` puts them together. A piece takes and returns plain tensors in a fixed order.
 
 Legend: B requests, T history, L levels, W beams in, U beams out, K slate size, S codes of the suffix, R chosen rows
-plus one dummy, C children of a node, V codes of a level, X excluded rows, F filter slots, N items, D width,
-H heads, A = heads x head width, P logprobs so far, N beams of all requests (or items), M nodes of a level.
+plus one dummy, G places for full groups, C children of a node, V codes of a level, X excluded rows, F filter slots,
+N items, D width, H heads, A = heads x head width, P logprobs so far, N beams of all requests (or items), M nodes of a
+level.
 """
 
 import torch
@@ -13,7 +14,15 @@ from torch.nn import functional as F
 
 from model_export.model import Generator, HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
-from model_export.search.candidates import DEAD, child_logprobs, legal_children, take
+from model_export.search.candidates import DEAD, child_logprobs, full_groups, legal_children, take
+from model_export.search.choice import Distinct, Select, Widen
+from model_export.search.forced import FinishForced, Force, RunnerUps
+from model_export.search.noise import StartNoise
+from model_export.search.sampled import FinishSampled, InheritNoise, Perturb
+
+MISSING = 1024.0
+"""What a beam's score loses for every item that a cap keeps it from writing: more than any item's logprob, so that
+longer slates come first; small enough for float32 to keep the order of what is equally long."""
 
 
 def pairs(flat: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
@@ -32,10 +41,9 @@ class Start(nn.Module):
         self,
         codes_BTL: Tensor,
         actions_BT: Tensor,
-        times_BT: Tensor,
+        ages_BT: Tensor,
         values_BT: Tensor,
         lengths_B: Tensor,
-        now_B: Tensor,
         excluded_BX: Tensor,
         filter_slots_B: Tensor,
         allowed_cumsum_FN: Tensor,
@@ -43,17 +51,16 @@ class Start(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Encodes and counts; `vectors`: history rows [B, T] and item vectors [N, D], where there are any.
 
-        Returns bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 0, A], with
-        item vectors the interest [B, D], and the context keys and values of every layer.
+        Returns bias, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, an empty suffix [B, 0, A], with item vectors
+        the interest [B, D], and the context keys and values of every layer.
         """
         rows_BT, vectors_ND = vectors or (None, None)
         history = HistoryBatch(
             codes_BTL=codes_BTL,
             actions_BT=actions_BT,
-            times_BT=times_BT,
+            ages_BT=ages_BT,
             values_BT=values_BT,
             lengths_B=lengths_B,
-            now_B=now_B,
             rows_BT=rows_BT,
         )
         memory_BTD, bias, interest_BD = self.generator.encode(history, vectors_ND)
@@ -62,8 +69,7 @@ class Start(nn.Module):
         cumsum = allowed_cumsum_FN.flatten()
         row_BX = excluded_BX.clamp(min=0) + offset_B1
         counts_BX = (excluded_BX >= 0) & (take(cumsum, row_BX + 1) > take(cumsum, row_BX))
-        available_B = take(allowed_cumsum_FN[:, -1], filter_slots_B) - counts_BX.to(torch.int32).sum(1)
-        node_BW = torch.zeros_like(now_B).unsqueeze(1)
+        node_BW = torch.zeros_like(lengths_B, dtype=torch.int64).unsqueeze(1)
         score_BW = node_BW.to(torch.float32)
         rows_BWR = node_BW.to(torch.int32).unsqueeze(2) - 1
         trace_BWP = score_BW.unsqueeze(2)
@@ -71,7 +77,7 @@ class Start(nn.Module):
         suffix_NSA = trace_BWP[:, 0, :0, None].expand(-1, -1, inner)
         flat = [tensor for pair in context for tensor in pair]
         interest = () if interest_BD is None else (interest_BD,)
-        return (bias, available_B, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_NSA, *interest, *flat)
+        return (bias, counts_BX, score_BW, rows_BWR, node_BW, trace_BWP, suffix_NSA, *interest, *flat)
 
 
 class ExcludedCodes(nn.Module):
@@ -126,12 +132,39 @@ class CodeToken(nn.Module):
     """Decoder input after a code inside an item."""
 
     def forward(self, child_BW: Tensor, child_code: Tensor, table: Tensor, offset_D: Tensor) -> Tensor:
-        """Returns [B, W, D]."""
-        return take(table, take(child_code, child_BW) + NUM_RESERVED_CODES) + offset_D
+        """Returns [B, W, D]; what it holds for a beam that has ended is never used."""
+        return take(table, take(child_code, child_BW.clamp(min=0)) + NUM_RESERVED_CODES) + offset_D
+
+
+class BeginItem(nn.Module):
+    """Puts every beam that has not ended at the root of the trie, and notes what holds for the whole item."""
+
+    def forward(
+        self,
+        score_BW: Tensor,
+        rows_BWR: Tensor,
+        settled_N1: Tensor,
+        row_group_N: Tensor,
+        group_limits_B: Tensor,
+        cap_slots_G: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`settled_N1`: of the item before. Returns node 0 or -1 [B, W], `full_groups` [N, G], and the settled scores.
+
+        A beam's settled score is that of its whole items. Beams hand the latter two on as they do their suffix.
+        """
+        has_ended_BW = rows_BWR[:, :, -1] < 0
+        settled_BW = torch.where(has_ended_BW, settled_N1.view_as(score_BW), score_BW)
+        place_G = torch.arange(cap_slots_G.shape[0], device=cap_slots_G.device)
+        full_NG = full_groups(rows_BWR, row_group_N, group_limits_B, place_G).flatten(0, 1)
+        return torch.where(has_ended_BW, -1, 0), full_NG, settled_BW.reshape(-1, 1)
 
 
 class Step(nn.Module):
-    """Decodes one code per beam and scores the children of each beam's node."""
+    """Decodes one code per beam and scores the children of each beam's node.
+
+    `at_root`: of the first code of an item. There all beams of a request share one table of children, and the request's
+    diversity lowers a child's score for every item of the slate that lies below it; logprobs stay what they are.
+    """
 
     def __init__(self, generator: Generator, *, at_root: bool = False) -> None:
         super().__init__()
@@ -147,25 +180,35 @@ class Step(nn.Module):
         score_BW: Tensor,
         node_BW: Tensor,
         rows_BWR: Tensor,
-        available_B: Tensor,
-        position: Tensor,
+        sids_NL: Tensor,
+        level_1: Tensor,
+        num_missing: Tensor,
         child_begin: Tensor,
         child_code: Tensor,
         child_row: Tensor,
+        child_group: Tensor,
+        full_NG: Tensor,
+        settled_N1: Tensor,
         branch_C: Tensor,
         excluded_BX: Tensor,
         counts_BX: Tensor,
         code_BXV: Tensor,
         allowed_cumsum_FN: Tensor,
         filter_slots_B: Tensor,
+        group_limits_B: Tensor,
+        diversities_B: Tensor,
         head_VD: Tensor,
         head_bias_V: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         """Decodes and scores.
 
-        `rest`: with item vectors the interest [N, D], the vectors [M, D] of the level's children, and weight, bias and
-        scale of the level's queries; then the suffix and the context of every layer, each keys and values.
+        `num_missing`: items that the slate lacks if it ends here. `rest`: with item vectors the interest [N, D], the
+        vectors [M, D] of the level's children, and weight, bias and scale of the level's queries; then the suffix and
+        the context of every layer, each keys and values.
+
+        A beam without a legal child ends: it goes back to its score before the item, or, under a cap, behind all longer
+        ones, and has one child, of number -1.
 
         Returns scores [B, W, C] and logprobs [B, W, C] of the children, first_BW, and the grown suffix.
         """
@@ -173,9 +216,10 @@ class Step(nn.Module):
         half = len(layers) // 2
         hidden_ND, suffix = self.decoder.step(x_BWD.flatten(0, 1), pairs(layers[:half]), pairs(layers[half:]), bias)
         logits_BWV = F.linear(hidden_ND, head_VD, head_bias_V).unflatten(0, (bias.shape[0], -1))
-        first_BW, code_BWC, exists_BWC, legal_BWC = legal_children(
+        chosen_code_BWR = take(sids_NL, rows_BWR.clamp(min=0)).index_select(3, level_1).squeeze(3)
+        first_BW, code_BWC, exists_BWC, legal_BWC, taken_BWC = legal_children(
             node_BW,
-            rows_BWR,
+            (rows_BWR, chosen_code_BWR),
             child_begin,
             child_row,
             branch_C,
@@ -183,18 +227,26 @@ class Step(nn.Module):
             child_code,
             allowed_cumsum_FN,
             filter_slots_B,
+            (child_group, full_NG.unflatten(0, (bias.shape[0], -1))),
         )
         affinity_BWC = None
         if self.affinity is not None:
             query_BWD = self._query(hidden_ND, *rest[:1], *rest[2:5]).unflatten(0, (bias.shape[0], -1))
             affinity_BWC = self._affinities(query_BWD, rest[1], first_BW, branch_C, exists_BWC)
         logprob_BWC = child_logprobs(logits_BWV, code_BWC, exists_BWC, self.score_mode, affinity_BWC)
-        total_BWC = torch.where(legal_BWC, score_BW.unsqueeze(-1) + logprob_BWC, DEAD)
-        # A request whose catalog is used up keeps its beams as they are: one child each, at no cost.
-        exhausted_B11 = (available_B <= position)[:, None, None]
-        kept_BWC = torch.where(branch_C == 0, score_BW.unsqueeze(-1), DEAD)
-        total_BWC = torch.where(exhausted_B11, kept_BWC, total_BWC)
-        logprob_BWC = torch.where(exhausted_B11, 0.0, logprob_BWC)
+        total_BWC = score_BW.unsqueeze(-1) + logprob_BWC
+        if self.at_root:
+            total_BWC = total_BWC - diversities_B[:, None, None] * taken_BWC
+        total_BWC = torch.where(legal_BWC, total_BWC, DEAD)
+        ends_BW = ~legal_BWC.any(-1)
+        fall_B1 = torch.where(group_limits_B > 0, num_missing * MISSING, 0.0).unsqueeze(1)
+        # What has ended before stays where it is, and so does what is dead.
+        ends_here_BW = (node_BW >= 0) & (score_BW > DEAD / 2)
+        kept_BW = torch.where(ends_here_BW, settled_N1.view_as(score_BW) - fall_B1, score_BW)
+        kept_BWC = torch.where(branch_C == 0, kept_BW.unsqueeze(-1), DEAD)
+        total_BWC = torch.where(ends_BW.unsqueeze(-1), kept_BWC, total_BWC)
+        logprob_BWC = torch.where(ends_BW.unsqueeze(-1), 0.0, logprob_BWC)
+        first_BW = torch.where(ends_BW, -1, first_BW)
         return (total_BWC, logprob_BWC, first_BW, *[tensor for pair in suffix for tensor in pair])
 
     def _query(self, hidden_ND: Tensor, interest_ND: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
@@ -214,51 +266,6 @@ class Step(nn.Module):
         return (take(vectors_MD, child_BWC) @ query_BWD.unsqueeze(3)).squeeze(3)
 
 
-class Select(nn.Module):
-    """Keeps the best children over all beams of a request."""
-
-    def forward(
-        self, total_BWC: Tensor, logprob_BWC: Tensor, first_BW: Tensor, beams_U: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`beams_U` only gives U. Returns score, parent, child and logprob, each [B, U], best first."""
-        num_children = total_BWC.shape[2]
-        # With fewer children than beams the rest are dead; padding keeps the shape the same everywhere.
-        dead_BU = torch.full_like(first_BW[:, :1], DEAD, dtype=torch.float32) + torch.zeros_like(
-            beams_U, dtype=torch.float32
-        )
-        score_BU, place_BU = torch.cat([total_BWC.flatten(1), dead_BU], 1).topk(beams_U.shape[0], dim=1)
-        place_BU = place_BU.clamp(max=total_BWC.shape[1] * num_children - 1)
-        parent_BU = torch.div(place_BU, num_children, rounding_mode="trunc")
-        child_BU = first_BW.gather(1, parent_BU) + (place_BU - parent_BU * num_children)
-        # A dead beam may point past its node's children; it goes on from node 0, and stays dead.
-        child_BU = torch.where(score_BU > DEAD / 2, child_BU, 0)
-        return score_BU, parent_BU, child_BU, logprob_BWC.flatten(1).gather(1, place_BU)
-
-
-class Distinct(nn.Module):
-    """At the end of an item keeps the best of the beams that hold the same set of items in another order."""
-
-    def forward(
-        self,
-        score_BU: Tensor,
-        parent_BU: Tensor,
-        child_BU: Tensor,
-        logprob_BU: Tensor,
-        rows_BWR: Tensor,
-        beams_W: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From U selected beams, best first, keeps W; `child` is the row of the new item. Returns as `Select`."""
-        num_rows = rows_BWR.shape[2]
-        rows_BUR = rows_BWR.gather(1, parent_BU.unsqueeze(2).expand(-1, -1, num_rows))
-        sets_BUR = torch.cat([rows_BUR, child_BU.unsqueeze(2).to(rows_BUR.dtype)], 2).sort(2).values
-        same_BUU = (sets_BUR.unsqueeze(1) == sets_BUR.unsqueeze(2)).all(3)
-        order_U = torch.arange(score_BU.shape[1], device=score_BU.device)
-        earlier_UU = order_U.unsqueeze(0) < order_U.unsqueeze(1)
-        repeated_BU = (same_BUU & earlier_UU).any(2)
-        score_BW, place_BW = torch.where(repeated_BU, DEAD, score_BU).topk(beams_W.shape[0], dim=1)
-        return score_BW, parent_BU.gather(1, place_BW), child_BU.gather(1, place_BW), logprob_BU.gather(1, place_BW)
-
-
 class Advance(nn.Module):
     """Lets every new beam inherit what its parent wrote."""
 
@@ -267,7 +274,7 @@ class Advance(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Returns rows_BUR, trace_BUP with the new logprob appended, and the suffix of each layer.
 
-        With item vectors the suffix begins with the interest.
+        Whatever else beams hand on, [N, ...], may stand before the suffix.
         """
         num_beams = rows_BWR.shape[1]
         offset_B1 = torch.arange(parent_BU.shape[0], device=parent_BU.device).unsqueeze(1) * num_beams
@@ -282,11 +289,9 @@ class Advance(nn.Module):
 class AppendRow(nn.Module):
     """Writes the finished item into each beam's slate."""
 
-    def forward(self, rows_BWR: Tensor, child_BW: Tensor, available_B: Tensor, position: Tensor) -> Tensor:
-        """A request whose catalog is used up gets -1. Returns [B, W, R + 1]."""
-        exhausted_B1 = (available_B <= position).unsqueeze(1)
-        row_BW = torch.where(exhausted_B1, -1, child_BW.to(rows_BWR.dtype))
-        return torch.cat([rows_BWR, row_BW.unsqueeze(2)], 2)
+    def forward(self, rows_BWR: Tensor, child_BW: Tensor) -> Tensor:
+        """A beam that has ended gets -1. Returns [B, W, R + 1]."""
+        return torch.cat([rows_BWR, child_BW.to(rows_BWR.dtype).unsqueeze(2)], 2)
 
 
 class Finish(nn.Module):
@@ -296,42 +301,36 @@ class Finish(nn.Module):
         super().__init__()
         self.num_levels = num_levels
 
-    def forward(self, score_BW: Tensor, rows_BWR: Tensor, trace_BWP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        score_BW: Tensor,
+        rows_BWR: Tensor,
+        trace_BWP: Tensor,
+        settled_N1: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns item rows [B, W, K], their validity, level logprobs [B, W, K, L] and scores [B, W]."""
         live_BW1 = (score_BW > DEAD / 2).unsqueeze(2)
         rows_BWK = torch.where(live_BW1, rows_BWR[:, :, 1:], -1)
         valid_BWK = rows_BWK >= 0
         logprob_BWKL = trace_BWP[:, :, 1:].unflatten(2, (-1, self.num_levels))
         logprob_BWKL = torch.where(valid_BWK.unsqueeze(3), logprob_BWKL, 0.0)
+        # Once all are in order, a beam that a cap cut short gets its true score back.
+        has_ended_BW = (score_BW > DEAD / 2) & (rows_BWR[:, :, -1] < 0)
+        score_BW = torch.where(has_ended_BW, settled_N1.view_as(score_BW), score_BW)
         return rows_BWK, valid_BWK, logprob_BWKL, score_BW
 
 
-class Widen(nn.Module):
-    """Twice as many beams, so that as many as asked for are left when repeated sets are dropped."""
-
-    def forward(self, beams_W: Tensor) -> Tensor:
-        """Returns [2 W]."""
-        return torch.cat([beams_W, beams_W])
-
-
-class Root(nn.Module):
-    """Puts every beam at the root of the trie."""
-
-    def forward(self, score_BW: Tensor) -> Tensor:
-        """Returns node 0 for each beam, [B, W]."""
-        return torch.zeros_like(score_BW, dtype=torch.int64)
-
-
-def make_pieces(generator: Generator) -> dict[str, nn.Module]:
-    """Every piece by the name that the driver calls it."""
+def make_pieces(generator: Generator, reward: nn.Module | None = None) -> dict[str, nn.Module]:
+    """Every piece by the name that the driver calls it; `reward` where there is a reward model."""
     return {
+        **({} if reward is None else {"reward": reward}),
         "start": Start(generator),
         "excluded_codes": ExcludedCodes(),
         "widen": Widen(),
         "first_token": FirstToken(generator),
         "item_token": ItemToken(generator),
         "code_token": CodeToken(),
-        "root": Root(),
+        "begin_item": BeginItem(),
         "step": Step(generator),
         "root_step": Step(generator, at_root=True),
         "select": Select(),
@@ -339,4 +338,13 @@ def make_pieces(generator: Generator) -> dict[str, nn.Module]:
         "advance": Advance(),
         "append_row": AppendRow(),
         "finish": Finish(generator.spec.num_levels),
+        "force": Force(),
+        "finish_forced": FinishForced(generator.spec.num_levels),
+        "runner_ups": RunnerUps(generator.spec.num_levels),
+        "start_noise": StartNoise(),
+        "perturb": Perturb(),
+        "select_sampled": Select(),
+        "distinct_sampled": Distinct(),
+        "inherit_noise": InheritNoise(),
+        "finish_sampled": FinishSampled(generator.spec.num_levels),
     }

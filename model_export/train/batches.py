@@ -14,6 +14,7 @@ from model_export.data import Examples, PreparedData
 from model_export.model import GeneratorSpec, HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from model_export.train.catalog import TrainingCatalog
+from service.inference.runner import age_seconds
 
 Int64 = npt.NDArray[np.int64]
 
@@ -34,19 +35,21 @@ class Collator:
         self._times_E = prepared.timestamp_ms_E
         self._values_E = prepared.value_E
 
-    def history(self, examples: Examples) -> HistoryBatch:
-        """The newest T events before each target; padded to the longest of the batch."""
+    def history(self, examples: Examples, now_ms_B: npt.NDArray[np.int64] | None = None) -> HistoryBatch:
+        """The newest T events before each target; padded to the longest of the batch.
+
+        `now_ms_B`: when the requests come; default: the moment of the first target event, when the next item is wanted.
+        """
         place_BT, inside_BT, lengths_B = self._window(examples)
         codes_BTL = self._sids_NL[self._rows_E[place_BT]] + np.int32(NUM_RESERVED_CODES)
-        # `now` is the moment of the first target event: the request comes when the next item is wanted.
-        now_B = self._times_E[np.minimum(examples.target_start, len(self._times_E) - 1)]
+        if now_ms_B is None:
+            now_ms_B = self._times_E[np.minimum(examples.target_start, len(self._times_E) - 1)]
         return HistoryBatch(
             codes_BTL=self._tensor(codes_BTL * inside_BT[:, :, None]),
             actions_BT=self._tensor(self._actions_E[place_BT] * inside_BT),
-            times_BT=self._tensor(self._times_E[place_BT] * inside_BT),
+            ages_BT=self._tensor(age_seconds(self._times_E[place_BT], now_ms_B) * inside_BT),
             values_BT=self._tensor(np.where(inside_BT, self._values_E[place_BT], np.float32(np.nan))),
             lengths_B=self._tensor(lengths_B.astype(np.int32)),
-            now_B=self._tensor(now_B),
             rows_BT=self._tensor(np.where(inside_BT, self._rows_E[place_BT], np.int32(-1))),
         )
 

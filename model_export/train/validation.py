@@ -93,9 +93,8 @@ def _no_history(generator: Generator) -> HistoryBatch:
     return HistoryBatch(
         codes_BTL=torch.zeros(1, 1, num_levels, dtype=torch.int32, device=device),
         actions_BT=torch.zeros(1, 1, dtype=torch.int32, device=device),
-        times_BT=torch.zeros(1, 1, dtype=torch.int64, device=device),
+        ages_BT=torch.zeros(1, 1, dtype=torch.int32, device=device),
         values_BT=torch.full((1, 1), torch.nan, device=device),
         lengths_B=torch.zeros(1, dtype=torch.int32, device=device),
-        now_B=torch.zeros(1, dtype=torch.int64, device=device),
         rows_BT=torch.full((1, 1), -1, dtype=torch.int32, device=device),
     )

@@ -31,7 +31,7 @@ DEAD = np.float32(-1e30)
 
 
 @st.composite
-def problems(draw: st.DrawFn, num_levels: int) -> Problem:
+def problems(draw: st.DrawFn, num_levels: int, *, has_caps: bool) -> Problem:
     sizes = CODEBOOK_SIZES[:num_levels]
     sid = st.tuples(*(st.integers(0, size - 1) for size in sizes))
     most = min(MOST_ITEMS, math.prod(sizes))
@@ -47,20 +47,25 @@ def problems(draw: st.DrawFn, num_levels: int) -> Problem:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     blocked_F = draw(st.lists(rows, min_size=num_filters, max_size=num_filters))
     allowed_FN = np.array([[row not in blocked for row in range(len(sids))] for blocked in blocked_F])
+    groups = draw(st.lists(st.sampled_from(["", "a", "b"]), min_size=len(sids), max_size=len(sids)))
+    diversities = st.sampled_from([0.0, 0.7, 2.5])
+    limits = st.lists(st.sampled_from([0, 1, 2]), min_size=num_requests, max_size=num_requests)
     return Problem(
-        catalog=make_catalog(sids),
+        catalog=make_catalog(sids, groups),
         history=make_history([random_events(rng, sizes, HISTORY_LENGTH) for _ in range(num_requests)], num_levels),
         excluded=tuple(draw(st.lists(rows, min_size=num_requests, max_size=num_requests))),
         allowed_FN=allowed_FN,
         slots=tuple(draw(st.lists(st.integers(0, num_filters - 1), min_size=num_requests, max_size=num_requests))),
+        limits=tuple(draw(limits)) if has_caps else (),
+        diversities=tuple(draw(st.lists(diversities, min_size=num_requests, max_size=num_requests))),
     )
 
 
 @st.composite
-def searches(draw: st.DrawFn, ties: bool | None = None) -> tuple[BeamSearch, Problem, int]:
+def searches(draw: st.DrawFn, ties: bool | None = None, has_caps: bool = False) -> tuple[BeamSearch, Problem, int]:
     """A search, its problem, and how many items to ask for."""
     num_levels = draw(st.integers(1, 3))
-    problem = draw(problems(num_levels))
+    problem = draw(problems(num_levels, has_caps=has_caps))
     score_mode = draw(st.sampled_from(SCORE_MODES))
     has_ties = draw(st.booleans()) if ties is None else ties
     has_vectors = score_mode == "legal_softmax" and not has_ties and draw(st.booleans())
@@ -78,37 +83,46 @@ def searches(draw: st.DrawFn, ties: bool | None = None) -> tuple[BeamSearch, Pro
     return BeamSearch(generator, problem.catalog), problem, draw(st.sampled_from([3, 2, 1, 3, 2]))
 
 
-def live_slates(slates: Slates, request: int, num_items: int) -> list[tuple[int, ...]]:
+def live_slates(slates: Slates, problem: Problem, request: int, num_items: int) -> list[tuple[int, ...]]:
     """The rows of every live beam; checks what must hold of rows, validity and logprobs whatever was asked."""
     scores_W = slates.scores_BW[request].numpy()
     rows_WK = slates.item_rows_BWK[request].numpy()
     valid_WK = slates.item_valid_BWK[request].numpy()
     logprobs_WKL = slates.level_logprobs_BWKL[request].numpy()
     assert rows_WK.shape[1] == num_items
-    assert np.all(np.diff(scores_W) <= 0)
+    lengths_W = valid_WK.sum(1) + (scores_W > DEAD / 2)
+    assert np.all(np.diff(lengths_W) <= 0)
+    assert np.all((np.diff(scores_W) <= 0) | (np.diff(lengths_W) < 0) | (lengths_W[1:] < lengths_W[0]))
     np.testing.assert_array_equal(valid_WK, rows_WK >= 0)
     assert np.all(logprobs_WKL[~valid_WK] == 0)
     live_W = scores_W > DEAD / 2
     assert np.all(scores_W[~live_W] == DEAD)
     assert not valid_WK[~live_W].any()
-    np.testing.assert_allclose(logprobs_WKL[live_W].sum((1, 2)), scores_W[live_W], atol=TOLERANCE)
+    penalties = [problem.penalty(request, rows) for rows in rows_WK[live_W].tolist()]
+    np.testing.assert_allclose(logprobs_WKL[live_W].sum((1, 2)) - penalties, scores_W[live_W], atol=TOLERANCE)
     # A slate ends once: after a place without an item comes no item.
     assert np.all(np.diff(valid_WK.astype(int), axis=1) <= 0)
     return [tuple(row for row in rows if row >= 0) for rows in rows_WK[live_W].tolist()]
 
 
 @settings(deadline=None, max_examples=350)
-@given(searches())
+@given(st.booleans().flatmap(lambda has_caps: searches(has_caps=has_caps)))
 def test_a_wide_beam_finds_what_exhaustive_scoring_finds(case: tuple[BeamSearch, Problem, int]) -> None:
     search, problem, num_items = case
     slates = search.decode(problem.history, beam_width=WIDE, num_items=num_items, **problem.restrictions())
     for request in range(problem.num_requests):
         oracle = Oracle(search.generator, problem, request, num_items)
         event(f"length {oracle.length} of {num_items}")
-        found = live_slates(slates, request, num_items)
+        found = live_slates(slates, problem, request, num_items)
         expected = oracle.best_of_sets()
-        assert [len(slate) for slate in found] == [oracle.length] * len(expected)
+        # Below a node of several groups a cap may leave a dead end; what ends there comes last.
+        whole, cut = found[: len(expected)], found[len(expected) :]
+        assert [len(slate) for slate in whole] == [oracle.length] * len(expected)
+        assert all(len(slate) < oracle.length and oracle.is_legal(slate) for slate in cut)
+        assert not cut or problem.limits[request]
+        event(f"dead ends: {bool(cut)}")
         assert len({frozenset(slate) for slate in found}) == len(found)
+        found = whole
         scores = slates.scores_BW[request, : len(found)].numpy()
         np.testing.assert_allclose(scores, [score for score, _ in expected], atol=TOLERANCE)
         for beam, slate in enumerate(found):
@@ -132,7 +146,7 @@ def test_a_narrow_beam_prunes_as_the_plain_search_does(case: tuple[BeamSearch, P
     slates = search.decode(problem.history, beam_width=width, num_items=num_items, **problem.restrictions())
     for request in range(problem.num_requests):
         oracle = Oracle(search.generator, problem, request, num_items)
-        found = live_slates(slates, request, num_items)
+        found = live_slates(slates, problem, request, num_items)
         expected = oracle.beam_search(width, ambiguous_gap=1e-5)
         if expected is None:
             event("a near tie decides: not compared")
@@ -152,7 +166,7 @@ def test_ties_at_the_edge_of_a_narrow_beam_never_lose_the_best_score(
     search, problem, num_items = case
     slates = search.decode(problem.history, beam_width=width, num_items=num_items, **problem.restrictions())
     for request in range(problem.num_requests):
-        found = live_slates(slates, request, num_items)
+        found = live_slates(slates, problem, request, num_items)
         oracle = Oracle(search.generator, problem, request, num_items)
         assert found
         assert {len(slate) for slate in found} == {oracle.length}
@@ -179,7 +193,7 @@ def test_three_items_can_lose_the_best_order_but_no_set(score_mode: str) -> None
     lost = []
     for request in range(40):
         oracle = Oracle(generator, problem, request, 3)
-        assert len({frozenset(slate) for slate in live_slates(slates, request, 3)}) == 10
+        assert len({frozenset(slate) for slate in live_slates(slates, problem, request, 3)}) == 10
         lost.append(max(oracle.all_slates().values()) - float(slates.scores_BW[request, 0]))
     assert min(lost) > -TOLERANCE
     assert np.mean(np.array(lost) < TOLERANCE) > 0.5

@@ -7,7 +7,6 @@ import pytest
 import torch
 from search_problems import (
     HISTORY_LENGTH,
-    NOW_MS,
     make_history,
     one_request,
     random_events,
@@ -85,13 +84,13 @@ def test_a_padded_history_is_the_history(generator: Generator) -> None:
             torch.testing.assert_close(alone[level][0], padded[level][request], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("field", ["codes_BTL", "actions_BT", "times_BT", "values_BT"])
+@pytest.mark.parametrize("field", ["codes_BTL", "actions_BT", "ages_BT", "values_BT"])
 def test_every_part_of_an_event_is_read(generator: Generator, field: str) -> None:
     event = ((3, 2, 4), 1, 60_000, 2.0)
     other = {
         "codes_BTL": ((3, 4, 4), 1, 60_000, 2.0),
         "actions_BT": ((3, 2, 4), 2, 60_000, 2.0),
-        "times_BT": ((3, 2, 4), 1, 600_000, 2.0),
+        "ages_BT": ((3, 2, 4), 1, 600_000, 2.0),
         "values_BT": ((3, 2, 4), 1, 60_000, float("nan")),
     }[field]
     codes_BKL = some_codes(1)
@@ -203,9 +202,8 @@ def test_without_times_nothing_depends_on_them() -> None:
     torch.manual_seed(0)
     generator = Generator(timed.config, dataclasses.replace(timed.spec, has_times=False)).eval()
     history = a_history()
-    later = dataclasses.replace(history, now_B=history.now_B + 10**9, times_BT=history.times_BT * 0)
+    later = dataclasses.replace(history, ages_BT=history.ages_BT + 10**6)
     assert torch.equal(*(logits_of(generator, one, some_codes(2))[0] for one in (history, later)))
-    assert int(history.now_B[0]) == NOW_MS
 
 
 def test_the_decoder_step_by_step_is_the_decoder_at_once() -> None:

@@ -33,10 +33,9 @@ def history_of(num: int = 3, length: int = 6) -> HistoryBatch:
     return HistoryBatch(
         codes_BTL=codes.int(),
         actions_BT=torch.randint(1, 3, (num, length), generator=generator).int(),
-        times_BT=torch.arange(length).expand(num, -1) * 60_000,
+        ages_BT=10_000 - torch.arange(length).expand(num, -1).int() * 60,
         values_BT=torch.rand((num, length), generator=generator) * 2,
         lengths_B=torch.tensor([length, length // 2, 0][:num]).int(),
-        now_B=torch.full((num,), 10_000_000),
     )
 
 
@@ -109,7 +108,7 @@ def test_the_history_matters_and_its_padding_does_not(scope: str) -> None:
     scrambled = replace(
         history,
         codes_BTL=torch.where(hidden.unsqueeze(2), 2, history.codes_BTL),
-        times_BT=torch.where(hidden, 5, history.times_BT),
+        ages_BT=torch.where(hidden, 5, history.ages_BT),
     )
     other = replace(history, actions_BT=3 - history.actions_BT)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from feedback_data import config_of, items_of, quiet, visits_that_betray_a_mood, visits_with_boredom
@@ -21,7 +19,9 @@ from loadtests.bench.results_page import render
 from model_export.data import PreparedData
 from model_export.progress import Progress
 from model_export.reward import RewardReport, RewardScorer, TrainedReward, reward_with_rivals, train_reward
-from model_export.reward.graph import INPUTS, OUTPUTS, RewardGraph
+from model_export.reward.graph import RewardGraph
+from model_export.train.batches import Collator
+from model_export.train.catalog import TrainingCatalog
 
 FEW = visits_with_boredom(num_users=60, visits_each=5)
 STOPS = {"max_epochs": 3, "patience": 0, "checkpoint_every": 2, "dropout": 0.2, "history_dropout": 0.2}
@@ -143,37 +143,48 @@ def test_the_scorer_prefers_slates_without_repeated_groups(
 
 
 @pytest.mark.parametrize("name", ["session", "item"])
-def test_the_exported_graph_gives_the_same_rewards(
-    name: str, bored: PreparedData, trained: dict[str, TrainedReward], tmp_path: Path
+def test_items_by_row_get_the_rewards_that_the_scorer_gives(
+    name: str, bored: PreparedData, trained: dict[str, TrainedReward]
 ) -> None:
-    model = trained[name].model
-    graph = RewardGraph(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            graph, graph.samples(), dynamo=True, opset_version=20, dynamic_shapes=graph.dynamic_shapes(),
-            input_names=list(INPUTS), output_names=list(OUTPUTS), verbose=False,
-        )  # fmt: skip
-    assert program is not None
-    program.save(tmp_path / "reward.onnx")
-    assert {node.domain for node in program.model_proto.graph.node} <= {""}
-    session = onnxruntime.InferenceSession(tmp_path / "reward.onnx", providers=["CPUExecutionProvider"])
-    assert [value.name for value in session.get_inputs()] == list(INPUTS)
+    """The graph's piece takes the generator's histories, which may be longer, and looks everything up by row."""
+    reward = trained[name]
+    catalog = TrainingCatalog.build(bored, reward.items.sids_NL)
+    longer = replace(reward.model.spec, history_length=reward.model.spec.history_length + 5)
+    examples = bored.examples("test")[slice(0, 40)]
+    history = Collator(bored, catalog, longer, torch.device("cpu")).history(examples)
+    assert history.rows_BT is not None
+    assert (history.lengths_B > reward.model.spec.history_length).any()
     rng = np.random.default_rng(0)
-    collator = trained[name].collator(bored)
-    for num_examples, num_slates in ((1, 1), (4, 3), (9, 16)):
-        examples = bored.examples("test")[slice(0, num_examples)]
-        item_BWK = rng.integers(bored.num_items, size=(num_examples, num_slates, 4)).astype(np.int32)
-        item_BWK[0, 0, 2:] = -1
-        batch = collator.batch(examples, item_BWK)
-        values = (
-            *batch.history.as_args(), batch.history_embeddings_BTE, batch.codes_BWKL, batch.embeddings_BWKE
-        )  # fmt: skip
-        found = session.run(list(OUTPUTS), {n: v.numpy() for n, v in zip(INPUTS, values, strict=True)})
-        with torch.no_grad():
-            expected = model.expectations(batch)
-        for mine, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(mine, other.numpy(), atol=1e-5)
+    item_BWK = rng.integers(bored.num_items, size=(len(examples), 6, 4)).astype(np.int32)
+    item_BWK[::3, 1, 2:] = -1
+    item_BWK[5, 0] = -1
+    rows_BWK = np.where(item_BWK >= 0, catalog.row_of_item_N[item_BWK], -1).astype(np.int32)
+    with torch.no_grad():
+        item_rewards_BWK = RewardGraph(reward.model)(
+            *history.as_args(),
+            history.rows_BT,
+            torch.from_numpy(reward.items.embedding_NE[catalog.item_of_row_N]),
+            torch.from_numpy(catalog.snapshot.sids_NL),
+            torch.from_numpy(rows_BWK),
+        ).numpy()
+    np.testing.assert_allclose(
+        item_rewards_BWK.sum(2), RewardScorer(reward, bored).score(examples, item_BWK), atol=1e-5
+    )
+    assert (item_rewards_BWK[item_BWK < 0] == 0).all()
+
+
+def test_the_rewards_of_a_causal_models_first_items_are_those_of_the_slate_that_ends_there(
+    bored: PreparedData, trained: dict[str, TrainedReward]
+) -> None:
+    model, collator = trained["causal"].model, trained["causal"].collator(bored)
+    examples = bored.examples("test")[slice(0, 30)]
+    item_BWK = np.random.default_rng(1).integers(bored.num_items, size=(len(examples), 5, 4)).astype(np.int32)
+    with torch.no_grad():
+        whole_BWK = model.item_rewards(collator.batch(examples, item_BWK))
+        for length in (1, 2, 3):
+            cut_BWK = np.where(np.arange(4) < length, item_BWK, -1).astype(np.int32)
+            reward_BW, _ = model.expectations(collator.batch(examples, cut_BWK))
+            torch.testing.assert_close(whole_BWK[:, :, :length].sum(2), reward_BW)
 
 
 def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> None:

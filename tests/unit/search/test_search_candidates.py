@@ -6,7 +6,8 @@ import torch
 from search_problems import SCORE_MODES, make_catalog
 
 from model_export.search.candidates import DEAD, child_logprobs, legal_children, take
-from model_export.search.pieces import Distinct, ExcludedCodes, Finish, Select
+from model_export.search.choice import Distinct, Select
+from model_export.search.pieces import ExcludedCodes, Finish
 from service.inference.runner import DEAD_SCORE
 
 
@@ -73,9 +74,12 @@ def _check_step(catalog, level, nodes_BW, chosen_BWR, excluded, allowed_FN, slot
     codes_BXV = ExcludedCodes()(excluded_t, sids_NL, torch.tensor([level]), torch.zeros(4))
     trie = catalog.trie
     cumsum = torch.from_numpy(np.pad(allowed_FN.cumsum(1), ((0, 0), (1, 0))).astype(np.int32))
-    first_BW, code_BWC, exists_BWC, legal_BWC = legal_children(
+    first_BW, code_BWC, exists_BWC, legal_BWC, taken_BWC = legal_children(
         torch.from_numpy(nodes_BW),
-        torch.from_numpy(chosen_BWR.astype(np.int32)),
+        (
+            torch.from_numpy(chosen_BWR.astype(np.int32)),
+            take(sids_NL, torch.from_numpy(chosen_BWR).clamp(min=0))[..., level],
+        ),
         torch.from_numpy(trie.child_begin[level]),
         torch.from_numpy(trie.child_row[level]),
         torch.arange(trie.max_branch[level] + 2, dtype=torch.int32),  # roomier than any node
@@ -83,6 +87,7 @@ def _check_step(catalog, level, nodes_BW, chosen_BWR, excluded, allowed_FN, slot
         torch.from_numpy(trie.child_code[level]),
         cumsum,
         torch.from_numpy(slots_B.astype(np.int32)),
+        (torch.from_numpy(catalog.child_groups[level]), torch.full((2, 4, 1), -2)),
     )
     for request in range(2):
         for beam in range(4):
@@ -102,6 +107,8 @@ def _check_step(catalog, level, nodes_BW, chosen_BWR, excluded, allowed_FN, slot
                 ]
                 assert int(code_BWC[request, beam, place]) == catalog.sids_NL[rows[0], level]
                 assert bool(legal_BWC[request, beam, place]) == bool(free)
+                taken = [row for row in rows if row in chosen_BWR[request, beam]]
+                assert int(taken_BWC[request, beam, place]) == len(taken)
             assert not legal_BWC[request, beam, len(children) :].any()
 
 
@@ -137,7 +144,9 @@ def test_one_order_of_each_set_goes_on() -> None:
 
 def test_a_dead_beam_shows_nothing() -> None:
     rows_BWR = torch.tensor([[[-1, 5, 6], [-1, 7, 8]]], dtype=torch.int32)
-    rows, valid, logprobs, scores = Finish(2)(torch.tensor([[-1.0, DEAD]]), rows_BWR, torch.full((1, 2, 5), -9.0))
+    rows, valid, logprobs, scores = Finish(2)(
+        torch.tensor([[-1.0, DEAD]]), rows_BWR, torch.full((1, 2, 5), -9.0), torch.tensor([[-7.0], [-7.0]])
+    )
     assert rows.tolist() == [[[5, 6], [-1, -1]]]
     assert valid.tolist() == [[[True, True], [False, False]]]
     assert logprobs[0, 1].abs().sum() == 0

@@ -60,12 +60,13 @@ def test_a_history_is_the_newest_events_before_the_target(drawn: tuple[PreparedD
         events = list(range(first, target))[-HISTORY:]
         pad = width - len(events)
         assert int(batch.lengths_B[place]) == len(events)
-        assert int(batch.now_B[place]) == prepared.timestamp_ms_E[target]
+        now_ms = int(prepared.timestamp_ms_E[target])
         codes = [[int(code) + 2 for code in sids_NL[prepared.item_E[event]]] for event in events]
         assert batch.codes_BTL[place].tolist() == codes + [[0] * LEVELS] * pad
         actions = [int(prepared.action_E[event]) + 1 for event in events]
         assert batch.actions_BT[place].tolist() == actions + [0] * pad
-        assert batch.times_BT[place].tolist() == [int(prepared.timestamp_ms_E[event]) for event in events] + [0] * pad
+        ages = [max(0, now_ms - int(prepared.timestamp_ms_E[event])) // 1000 for event in events]
+        assert batch.ages_BT[place].tolist() == ages + [0] * pad
         values = [*(prepared.value_E[event] for event in events), *[np.nan] * pad]
         np.testing.assert_array_equal(batch.values_BT[place].numpy(), np.array(values, np.float32))
 

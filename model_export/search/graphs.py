@@ -1,0 +1,58 @@
+"""The graphs of a bundle: what each reads, which search writes it, and what it gives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model_export.model import Generator
+from model_export.search.driver import ITEM_REWARDS, Pieces, Value, graph_inputs, run_search, trie_inputs
+from model_export.search.forced import FORCED_ROWS, RUNNER_UP_OUTPUTS, ForcedPieces
+from model_export.search.sampled import LEVEL_PROPENSITIES, SAMPLER_INPUTS, run_sampler
+from service.bundle.manifest import Purpose
+from service.inference.feeds import OUTPUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphPlan:
+    """One graph."""
+
+    purpose: Purpose
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[[Pieces[Any], Mapping[str, Any]], dict[str, Any]]
+    """The search: from pieces and inputs by name to outputs by name."""
+
+
+def graph_plans(generator: Generator, *, has_reward: bool = False) -> tuple[GraphPlan, ...]:
+    """The graphs of a bundle with this generator; its own comes first, with rewards where there is a reward model."""
+    spec = generator.spec
+    has_vectors = generator.affinity is not None
+    inputs = graph_inputs(spec.num_levels, has_vectors=has_vectors, has_reward=has_reward)
+    outputs = (*OUTPUTS, ITEM_REWARDS) if has_reward else OUTPUTS
+    return (
+        GraphPlan(
+            purpose="generator",
+            inputs=inputs,
+            outputs=outputs,
+            run=lambda pieces, values: run_search(pieces, values, spec.slate_size, spec.num_levels),
+        ),
+        GraphPlan(
+            purpose="sampler",
+            inputs=(*inputs, *SAMPLER_INPUTS),
+            outputs=(*outputs, LEVEL_PROPENSITIES),
+            run=lambda pieces, values: run_sampler(pieces, values, spec.slate_size, spec.num_levels),
+        ),
+        GraphPlan(
+            purpose="explain",
+            inputs=(*graph_inputs(spec.num_levels, has_vectors=has_vectors), FORCED_ROWS),
+            outputs=(*OUTPUTS, *RUNNER_UP_OUTPUTS),
+            run=lambda pieces, values: explain(pieces, values, spec.slate_size, spec.num_levels),
+        ),
+    )
+
+
+def explain(pieces: Pieces[Value], inputs: Mapping[str, Value], slate_size: int, num_levels: int) -> dict[str, Value]:
+    """The search along `forced_rows`: the generator's outputs for one beam, and the runner-ups."""
+    trie = {name: inputs[name] for name in trie_inputs(num_levels)}
+    forced = ForcedPieces(pieces, inputs[FORCED_ROWS], trie, num_levels)
+    return run_search(forced, inputs, slate_size, num_levels) | forced.runner_ups()
