@@ -1,7 +1,8 @@
 """All offline stages in one run folder: what is done is not done again.
 
 The way: prepare -> tokenize -> train -> reward -> align -> evaluate -> export. Each stage reads what the ones before it
-wrote. A recipe without alignment leaves the reward model out, which needs data that tell what was shown.
+wrote. A recipe that neither aligns nor chooses slates by reward leaves the reward model out, which needs data that tell
+what was shown.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from model_export.reward.stage import TrainedReward
 from model_export.reward.visits import RewardItems
 from model_export.tokenizer import Tokenization, tokenize
 from model_export.train import TrainedGenerator, train
+from service.bundle.manifest import FORMAT_VERSION
 from service.bundle.writer import write_json
 from service.errors import OneSlateError
 
@@ -49,7 +51,7 @@ _MADE_FROM = {
     "reward": ("prepare", "tokenize"),
     "align": ("train", "reward"),
     "evaluate": ("train", "align"),
-    "export": ("train", "align", "evaluate"),
+    "export": ("train", "reward", "align", "evaluate"),
 }
 """What each stage reads of the ones before it."""
 
@@ -80,8 +82,9 @@ class Run:
         self.prepare(data)
         self.tokenize()
         self.train()
-        if self.recipe.align.num_iterations > 0:
+        if self._needs_reward:
             self.reward()
+        if self.recipe.align.num_iterations > 0:
             self.align()
         self.evaluate()
         return self.export(bundle)
@@ -170,7 +173,8 @@ class Run:
         """Writes the bundle, and a copy of it to `bundle`."""
         if bundle is not None:
             _check_place(bundle)
-        self._require("prepare", "tokenize", "train")
+        self._require("prepare", "tokenize", "train", *(("reward",) if self._needs_reward else ()))
+        self._forget_a_bundle_of_another_format()
         with self._stage("export") as out:
             if out is not None:
                 recipe = self._made_with()
@@ -185,6 +189,7 @@ class Run:
                     record,
                     out,
                     self.progress,
+                    self._reward() if self._needs_reward else None,
                 )
                 self.progress.say(
                     f"  graph against model on {parity.num_requests} histories: {parity.num_identical} identical "
@@ -195,6 +200,10 @@ class Run:
             return made
         _copy(made, bundle)
         return bundle
+
+    @property
+    def _needs_reward(self) -> bool:
+        return self.recipe.align.num_iterations > 0 or self.recipe.export.choice == "reward"
 
     @contextmanager
     def _stage(self, name: str, *, resumes: bool = False, data: str = "") -> Iterator[Path | None]:
@@ -221,11 +230,24 @@ class Run:
 
     def _forget_what_was_made_from(self, replaced: str) -> None:
         for stage, sources in _MADE_FROM.items():
+            if stage == "export" and replaced == "reward" and not self._needs_reward:
+                continue
             markers = [self.folder / f"{stage}.{end}" for end in ("done", "begun")]
             if replaced in sources and any(marker.exists() for marker in markers):
                 for marker in markers:
                     marker.unlink(missing_ok=True)
                 self._forget_what_was_made_from(stage)
+
+    def _forget_a_bundle_of_another_format(self) -> None:
+        """Another version of OneSlate made it, and this one could not serve it."""
+        done = self.folder / "export.done"
+        if done.exists():
+            found = json.loads((self.folder / "export" / "manifest.json").read_text())["format_version"]
+            if found != FORMAT_VERSION:
+                self.progress.say(
+                    f"export: the bundle is of format {found}, this version writes {FORMAT_VERSION}: again"
+                )
+                done.unlink()
 
     def _refuse_other_settings(self, stage: str, marker: Path, data: str) -> None:
         made, asked = json.loads(marker.read_text()), self.recipe.resolved()

@@ -1,7 +1,7 @@
-"""Assembles the exported pieces into one graph from histories to slates.
+"""Assembles the exported pieces into graphs from histories to slates.
 
 The driver of the search runs on names instead of tensors: running a piece copies its nodes. Nothing is traced
-unrolled, so the time grows with the number of nodes alone. Weights are shared by all copies.
+unrolled, so the time grows with the number of nodes alone. Weights are shared by all copies of a graph.
 """
 
 from hashlib import sha256
@@ -11,8 +11,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.model import Generator
-from model_export.search.driver import HISTORY_ROWS, OUTPUTS, Search, graph_inputs
+from model_export.search.driver import HISTORY_ROWS, ITEM_EMBEDDINGS, ITEM_REWARDS
 from model_export.search.eager import search_parameter
+from model_export.search.forced import FORCED_ROWS, NUM_RUNNER_UPS
+from model_export.search.graphs import GraphPlan, graph_plans
+from model_export.search.sampled import LEVEL_PROPENSITIES
+from service.bundle.manifest import Purpose
 
 IR_VERSION = 10
 """The newest that every onnxruntime since 1.20 reads."""
@@ -20,49 +24,68 @@ IR_VERSION = 10
 _INPUT_TYPES = {
     "history_codes": (TensorProto.INT32, ("batch", "history", "levels")),
     "history_actions": (TensorProto.INT32, ("batch", "history")),
-    "history_times": (TensorProto.INT64, ("batch", "history")),
+    "history_ages": (TensorProto.INT32, ("batch", "history")),
     "history_values": (TensorProto.FLOAT, ("batch", "history")),
     "history_lengths": (TensorProto.INT32, ("batch",)),
-    "now": (TensorProto.INT64, ("batch",)),
     "excluded_rows": (TensorProto.INT32, ("batch", "excluded")),
     "filter_slots": (TensorProto.INT32, ("batch",)),
     "allowed_cumsum": (TensorProto.INT32, ("filters", "rows_and_one")),
+    "group_limits": (TensorProto.INT32, ("batch",)),
+    "cap_slots": (TensorProto.INT32, ("full_groups",)),
+    "diversities": (TensorProto.FLOAT, ("batch",)),
     "sids": (TensorProto.INT32, ("rows", "levels")),
     "beam_slots": (TensorProto.INT32, ("beams",)),
+    "temperatures": (TensorProto.FLOAT, ("batch",)),
+    "seed_words": (TensorProto.INT32, ("batch", "seed_words")),
     HISTORY_ROWS: (TensorProto.INT32, ("batch", "history")),
+    FORCED_ROWS: (TensorProto.INT32, ("batch", "slate")),
+    ITEM_EMBEDDINGS: (TensorProto.FLOAT, ("rows", "embedding_width")),
 }
 _OUTPUT_TYPES = {
     "item_rows": (TensorProto.INT32, ("batch", "beams", "slate")),
     "item_valid": (TensorProto.BOOL, ("batch", "beams", "slate")),
     "level_logprobs": (TensorProto.FLOAT, ("batch", "beams", "slate", "levels")),
     "scores": (TensorProto.FLOAT, ("batch", "beams")),
+    LEVEL_PROPENSITIES: (TensorProto.FLOAT, ("batch", "beams", "slate", "levels")),
+    ITEM_REWARDS: (TensorProto.FLOAT, ("batch", "beams", "slate")),
+    "runner_up_codes": (TensorProto.INT32, ("batch", "slate", "levels", "runner_ups")),
+    "runner_up_logprobs": (TensorProto.FLOAT, ("batch", "slate", "levels", "runner_ups")),
 }
 
 
-def assemble(generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]) -> onnx.ModelProto:
-    """Writes the graph that decodes a whole slate.
+def assemble(
+    generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]
+) -> dict[Purpose, onnx.ModelProto]:
+    """Writes the graphs of a bundle, by purpose.
 
     Args:
         generator: Gives the parameters that differ from call to call, and the sizes.
         pieces: From `export_pieces`, of the same generator.
         max_branch: Per level the most children of a node that the graph shall hold.
     """
+    plans = graph_plans(generator, has_reward="reward" in pieces)
+    return {plan.purpose: _assembled(plan, generator, pieces, max_branch) for plan in plans}
+
+
+def _assembled(
+    plan: GraphPlan, generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]
+) -> onnx.ModelProto:
     writer = _GraphPieces(generator, pieces, max_branch)
     spec = generator.spec
-    names = graph_inputs(spec.num_levels, has_vectors=generator.affinity is not None)
-    outputs = Search(writer, {name: name for name in names}, spec.slate_size, spec.num_levels).run()
+    outputs = plan.run(writer, {name: name for name in plan.inputs})
     dims = {
         "levels": spec.num_levels,
         "slate": spec.slate_size,
         "item_vector_width": generator.config.item_vector_width,
+        "runner_ups": NUM_RUNNER_UPS,
     }
-    for public, value in outputs.items():
-        writer.nodes.append(helper.make_node("Identity", [value], [public], name=public))
+    for public in plan.outputs:
+        writer.nodes.append(helper.make_node("Identity", [outputs[public]], [public], name=public))
     graph = helper.make_graph(
-        _needed(writer.nodes, set(OUTPUTS)),
-        "oneslate_generator",
-        [_value_info(name, dims) for name in names],
-        [helper.make_tensor_value_info(name, _OUTPUT_TYPES[name][0], _shape(name, dims)) for name in OUTPUTS],
+        _needed(writer.nodes, set(plan.outputs)),
+        f"oneslate_{plan.purpose}",
+        [_value_info(name, dims) for name in plan.inputs],
+        [helper.make_tensor_value_info(name, _OUTPUT_TYPES[name][0], _shape(name, dims)) for name in plan.outputs],
         list(writer.initializers.values()),
     )
     opsets = {entry.domain: entry.version for piece in pieces.values() for entry in piece.opset_import}

@@ -11,34 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from model_export.data import Examples, PreparedData
-from model_export.model import ItemVectors
+from model_export.model import Generator, ItemVectors
 from model_export.onnx.assemble import assemble
 from model_export.onnx.config import ExportConfig
 from model_export.onnx.model_card import model_card
-from model_export.onnx.parity import Parity, compare, golden_cases, run_both
+from model_export.onnx.parity import Parity, answered_beam, decode_requests, golden_cases
 from model_export.onnx.pieces import export_pieces
+from model_export.onnx.variants import explained_difference, measure_variants, sampled_parity
+from model_export.onnx.weights import graph_file, save_graphs
 from model_export.progress import Progress
+from model_export.reward.graph import RewardGraph
+from model_export.reward.stage import TrainedReward
 from model_export.search import BeamSearch, Slates
-from model_export.search.driver import OUTPUTS, graph_inputs
+from model_export.search.graphs import graph_plans
 from model_export.train import TrainedGenerator
 from model_export.train.batches import Collator
 from model_export.train.catalog import TrainingCatalog
 from service.bundle import ActionSpec, BundledCatalog, GoldenTolerance, GraphSpec, Manifest, write_bundle, write_catalog
-from service.bundle.reader import ITEM_VECTORS_FILE
+from service.bundle.manifest import Choice
+from service.bundle.reader import CODEBOOKS_FILE, ITEM_EMBEDDINGS_FILE, ITEM_ENCODER_FILE, ITEM_VECTORS_FILE
 from service.catalog import CatalogSnapshot
 from service.catalog.trie import vectors_of_children
 from service.errors import BundleError
 from service.inference.golden import FILE as GOLDEN_FILE
 from service.inference.golden import GoldenCases
-from service.inference.ort_runner import OrtRunner
 
-GRAPH_FILE = "generator.onnx"
-WEIGHTS_FILE = "weights.data"
-_TOKENIZER_FILES = ("codebooks.npz", "item_encoder.npz")
+_GENERATOR_FILE = graph_file("generator")
+_TOKENIZER_FILES = (CODEBOOKS_FILE, ITEM_ENCODER_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,58 +64,82 @@ def export(
     record: ModelRecord,
     out: Path,
     progress: Progress | None = None,
+    trained_reward: TrainedReward | None = None,
 ) -> Parity:
     """Writes the bundle to `out`, once the graph has been compared with the model on real histories.
+
+    With a reward model the generator's graph says what it expects of every slate.
 
     Raises:
         BundleError: the graph strays from the model by more than the tolerance; nothing is written.
     """
     progress = progress or Progress()
-    generator, served = trained.generator, _with_vectors(trained)
+    generator, served = trained.generator, _served(trained, trained_reward)
+    reward = None if trained_reward is None else RewardGraph(trained_reward.model)
     snapshot = served.snapshot
     progress.say("  exporting the pieces of the graph")
     max_branch = roomy_branches(snapshot.trie.max_branch, generator.spec.codebook_sizes)
-    model = assemble(generator, export_pieces(generator), max_branch)
-    progress.say(f"  assembled {len(model.graph.node):,} nodes; comparing graph and model")
+    graphs = assemble(generator, export_pieces(generator, reward), max_branch)
+    sizes = ", ".join(f"{purpose} {len(model.graph.node):,}" for purpose, model in graphs.items())
+    progress.say(f"  assembled; nodes: {sizes}; comparing graph and model")
     with tempfile.TemporaryDirectory() as scratch:
-        draft = Path(scratch) / GRAPH_FILE
-        save_graph(model, draft)
+        draft = Path(scratch)
+        save_graphs(graphs, draft)
         fields = _manifest_fields(config, trained, prepared, record, max_branch)
-        runner = OrtRunner(_draft_manifest(fields), draft)
+        if reward is not None:
+            fields["item_embedding_width"] = reward.embedding_width
+        fields["graphs"] = _graph_specs(generator, has_reward=reward is not None)
         examples = _parity_examples(prepared, config.num_parity_requests)
         collator = Collator(prepared, served, generator.spec, generator.start_D.device)
-        search = BeamSearch(generator, snapshot)
-        history, excluded, slates, decoded = run_both(runner, search, served, collator, examples, config.beam_width)
-    parity = compare(slates, decoded, config.logprob_tolerance)
+        search = BeamSearch(generator, snapshot, reward)
+        history, excluded, slates, batch = decode_requests(search, served, collator, examples, config.beam_width)
+        variants = measure_variants(config, _draft_manifest(fields), draft, batch, slates, progress.say)
+        explained = explained_difference(_draft_manifest(fields), draft, batch, slates)
+        drawn = sampled_parity(config, _draft_manifest(fields), draft, batch, search, history)
+    parity = variants[0].parity
+    if explained > config.logprob_tolerance:
+        raise BundleError(f"the graph that explains strays by {explained:.2g} from the model's logprobs")
+    if not drawn.holds:
+        raise BundleError(f"the graph that draws slates disagrees with the model: {json.dumps(asdict(drawn))}")
     if not parity.holds:
         raise BundleError(f"the exported graph disagrees with the model: {json.dumps(asdict(parity))}")
-    fields["slate_statistics"] = slate_statistics(slates, snapshot.popularity_N)
+    fields["slate_statistics"] = slate_statistics(slates, snapshot.popularity_N, config.choice)
+    variants.sort(key=lambda variant: variant.ms)
+    progress.say("\n".join(f"  {variant}" for variant in variants))
+    fields["variants"] = [variant.record().model_dump() for variant in variants]
     cases = GoldenCases(cases=golden_cases(history, excluded, slates, config.beam_width, config.num_golden_cases))
-    catalog = BundledCatalog(list(snapshot.items), snapshot.sids_NL, snapshot.popularity_N)
-    card = model_card(fields, parity, prepared, record)
-    write_bundle(
-        out,
-        fields,
-        {
-            GRAPH_FILE: lambda path: save_graph(model, path),
-            "catalog.parquet": lambda path: write_catalog(path, catalog),
-            GOLDEN_FILE: lambda path: _write_text(path, cases.model_dump_json(indent=1)),
-            "MODEL_CARD.md": lambda path: _write_text(path, card),
-            **{name: _copier(tokenizer_dir / name) for name in _TOKENIZER_FILES},
-            **({} if generator.items is None else {ITEM_VECTORS_FILE: _vectors_writer(generator.items, snapshot)}),
-        },
-    )
+    card = model_card(fields, parity, variants, prepared, record)
+    files = {
+        _GENERATOR_FILE: lambda path: save_graphs(graphs, path.parent),
+        GOLDEN_FILE: lambda path: _write_text(path, cases.model_dump_json(indent=1)),
+        "MODEL_CARD.md": lambda path: _write_text(path, card),
+        **{name: _copier(tokenizer_dir / name) for name in _TOKENIZER_FILES},
+    }
+    write_bundle(out, fields, files | _catalog_writers(snapshot, generator.items))
     return parity
 
 
-def _with_vectors(trained: TrainedGenerator) -> TrainingCatalog:
-    """The catalog as it will be served: with the vectors of its items, where the generator has any."""
-    catalog, items = trained.catalog, trained.generator.items
-    if items is None:
-        return catalog
-    with torch.no_grad():
-        vectors_ND = items().cpu().numpy()
-    snapshot = replace(catalog.snapshot, child_vectors=vectors_of_children(catalog.snapshot.trie, vectors_ND))
+def _catalog_writers(snapshot: CatalogSnapshot, items: ItemVectors | None) -> dict[str, Callable[[Path], None]]:
+    """The catalog, and beside it what the models know of each item."""
+    catalog = BundledCatalog(list(snapshot.items), snapshot.sids_NL, snapshot.popularity_N)
+    writers: dict[str, Callable[[Path], None]] = {"catalog.parquet": lambda path: write_catalog(path, catalog)}
+    if items is not None:
+        writers[ITEM_VECTORS_FILE] = _vectors_writer(items, snapshot)
+    if (embeddings_NE := snapshot.embeddings_NE) is not None:
+        writers[ITEM_EMBEDDINGS_FILE] = lambda path: np.savez(path, embeddings_NE=embeddings_NE)
+    return writers
+
+
+def _served(trained: TrainedGenerator, trained_reward: TrainedReward | None) -> TrainingCatalog:
+    """The catalog as it will be served: with vectors and embeddings of its items, where the models read them."""
+    catalog, snapshot, items = trained.catalog, trained.catalog.snapshot, trained.generator.items
+    if items is not None:
+        with torch.no_grad():
+            vectors_ND = items().cpu().numpy()
+        snapshot = replace(snapshot, child_vectors=vectors_of_children(snapshot.trie, vectors_ND))
+    if trained_reward is not None:
+        embeddings_NE = trained_reward.items.embedding_NE[catalog.item_of_row_N]
+        snapshot = replace(snapshot, embeddings_NE=embeddings_NE.astype(np.float32))
     return replace(catalog, snapshot=snapshot)
 
 
@@ -123,17 +149,6 @@ def _vectors_writer(items: ItemVectors, snapshot: CatalogSnapshot) -> Callable[[
     return lambda path: np.savez(path, vectors_ND=vectors_ND, projection_DE=projection_DE, centre_E=centre_E)
 
 
-def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the graph, and beside it its weights in one file that further graphs of the bundle may share."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    onnx.save_model(copy, str(path), save_as_external_data=True, location=WEIGHTS_FILE, size_threshold=1024)
-    # onnx makes it readable to its owner alone, while a service runs as another user.
-    weights = path.with_name(WEIGHTS_FILE)
-    if weights.exists():
-        weights.chmod(path.stat().st_mode)
-
-
 def roomy_branches(max_branch: tuple[int, ...], codebook_sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Room for new items: a quarter more children than any node has now, at least four, at most the codebook."""
     return tuple(
@@ -141,13 +156,16 @@ def roomy_branches(max_branch: tuple[int, ...], codebook_sizes: tuple[int, ...])
     )
 
 
-def slate_statistics(slates: Slates, popularity_N: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[str, float]:
-    """What the model's best slates look like, to compare served slates with.
+def slate_statistics(
+    slates: Slates, popularity_N: np.ndarray[tuple[int], np.dtype[np.int64]], choice: Choice
+) -> dict[str, float]:
+    """What the slates that the model would answer look like, to compare served slates with.
 
     `coverage`: share of the catalog shown; `entropy_bits`: of the items shown; `popular_share`: share of places that
-    the most popular tenth of the catalog takes; `mean_score`: mean of the best beams' scores.
+    the most popular tenth of the catalog takes; `mean_score`: mean of their scores.
     """
-    rows = slates.item_rows_BWK[:, 0].numpy().ravel()
+    answered = [answered_beam(slates, request, choice) for request in range(len(slates.scores_BW))]
+    rows = np.concatenate([rows_K for rows_K, _ in answered])
     rows = rows[rows >= 0]
     counts = np.bincount(rows, minlength=len(popularity_N))
     shares = counts[counts > 0] / max(len(rows), 1)
@@ -156,7 +174,7 @@ def slate_statistics(slates: Slates, popularity_N: np.ndarray[tuple[int], np.dty
         "coverage": float((counts > 0).mean()),
         "entropy_bits": float(-(shares * np.log2(shares)).sum()),
         "popular_share": float(counts[popular].sum() / max(len(rows), 1)),
-        "mean_score": float(slates.scores_BW[:, 0].mean()),
+        "mean_score": float(np.mean([score for _, score in answered])),
     }
 
 
@@ -178,8 +196,6 @@ def _manifest_fields(
 ) -> dict[str, Any]:
     spec = trained.generator.spec
     now = datetime.now(UTC)
-    inputs = graph_inputs(spec.num_levels, has_vectors=trained.generator.affinity is not None)
-    graph = GraphSpec(file=GRAPH_FILE, precision="float32", inputs=inputs, outputs=OUTPUTS).model_dump()
     return {
         "model_version": f"{record.name}-{now:%Y%m%d-%H%M%S}",
         "created": now.isoformat(timespec="seconds"),
@@ -195,8 +211,14 @@ def _manifest_fields(
         "default_action": prepared.meta["default_action"],
         "score_mode": trained.generator.config.score_mode,
         "has_times": spec.has_times,
-        "graphs": {"generator": graph},
-        "golden_tolerance": {"float32": GoldenTolerance(logprob_abs=config.logprob_tolerance).model_dump()},
+        "choice": config.choice,
+        # What is allowed is the recipe's to say, whatever is installed here.
+        "golden_tolerance": {
+            "float32": GoldenTolerance(
+                logprob_abs=config.logprob_tolerance, reward_abs=config.reward_tolerance
+            ).model_dump(),
+            "bfloat16": GoldenTolerance(logprob_abs=config.bfloat16_tolerance).model_dump(),
+        },
         "recipe": dict(record.recipe),
         "commit": _commit(),
         "seed": record.seed,
@@ -205,8 +227,17 @@ def _manifest_fields(
     }
 
 
+def _graph_specs(generator: Generator, *, has_reward: bool) -> dict[str, dict[str, Any]]:
+    specs: dict[str, dict[str, Any]] = {}
+    for plan in graph_plans(generator, has_reward=has_reward):
+        file = graph_file(plan.purpose)
+        spec = GraphSpec(file=file, precision="float32", inputs=plan.inputs, outputs=plan.outputs)
+        specs[plan.purpose] = spec.model_dump()
+    return specs
+
+
 def _draft_manifest(fields: Mapping[str, Any]) -> Manifest:
-    return Manifest.model_validate({**fields, "files": {GRAPH_FILE: "draft"}})
+    return Manifest.model_validate({**fields, "files": {graph["file"]: "draft" for graph in fields["graphs"].values()}})
 
 
 def _commit() -> str:

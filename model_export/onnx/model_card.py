@@ -1,10 +1,11 @@
 """`MODEL_CARD.md`: what a model is, what it saw, and what it can be trusted with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from model_export.data import PreparedData
 from model_export.onnx.parity import Parity
+from model_export.onnx.variants import MeasuredVariant
 
 
 class _Record(Protocol):
@@ -14,7 +15,13 @@ class _Record(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
 
 
-def model_card(fields: Mapping[str, Any], parity: Parity, prepared: PreparedData, record: _Record) -> str:
+def model_card(
+    fields: Mapping[str, Any],
+    parity: Parity,
+    variants: Sequence[MeasuredVariant],
+    prepared: PreparedData,
+    record: _Record,
+) -> str:
     """Markdown for people who decide whether to serve the model."""
     counts = prepared.meta["counts"]
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(record.metrics.items()))
@@ -30,6 +37,7 @@ def model_card(fields: Mapping[str, Any], parity: Parity, prepared: PreparedData
         "graph against model": f"logprobs within {parity.max_logprob_difference:.1g} ({parity.tolerance:g} allowed), "
         f"{parity.num_identical} of {parity.num_requests} best slates identical",
     }
+    rows["fastest first, where it was exported"] = "; ".join(map(str, variants))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""# {fields["model_version"]}
 

@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,26 +18,35 @@ import torch
 from torch import Tensor, nn
 
 from model_export.model import Generator, HistoryBatch
-from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, Search, vector_inputs
+from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, ITEM_EMBEDDINGS, vector_inputs
 from model_export.search.eager import search_parameter
+from model_export.search.forced import FORCED_ROWS
+from model_export.search.graphs import graph_plans
 from model_export.search.pieces import make_pieces
 from service.catalog import CatalogSnapshot
 from service.domain import Item
+
+if TYPE_CHECKING:
+    # Brings the trainer's data libraries, which a machine that only exports (`loadtests.gpu`) need not have.
+    from model_export.reward.graph import RewardGraph
 
 OPSET = 20
 _MIN_SAMPLE = 3
 """A dynamic dimension is shown to the exporter with at least this size: it takes 0 and 1 for constants."""
 
 
-def export_pieces(generator: Generator) -> dict[str, onnx.ModelProto]:
-    """Exports every piece that a search with this generator calls, under the piece's name."""
+def export_pieces(generator: Generator, reward: "RewardGraph | None" = None) -> dict[str, onnx.ModelProto]:
+    """Exports every piece that the graphs of this generator call, under the piece's name.
+
+    With a reward model the generator's graph has rewards; it is in eval mode.
+    """
     was_training = generator.training
     generator.eval()
     calls: dict[str, list[tuple[Tensor, ...]]] = {}
     for problem in (0, 1):
-        _record_search(generator, problem, calls)
-    modules = make_pieces(generator)
-    exported = {name: _export(modules[name], piece_calls) for name, piece_calls in calls.items()}
+        _record_search(generator, reward, problem, calls)
+    modules = make_pieces(generator, reward)
+    exported = {name: export_module(modules[name], piece_calls) for name, piece_calls in calls.items()}
     generator.train(was_training)
     return exported
 
@@ -46,11 +55,15 @@ class _Recorder:
     """Runs the pieces eagerly and keeps the arguments of every call."""
 
     def __init__(
-        self, generator: Generator, catalog: CatalogSnapshot, calls: dict[str, list[tuple[Tensor, ...]]]
+        self,
+        generator: Generator,
+        reward: "RewardGraph | None",
+        catalog: CatalogSnapshot,
+        calls: dict[str, list[tuple[Tensor, ...]]],
     ) -> None:
         self._generator = generator
         self._max_branch = catalog.trie.max_branch
-        self._modules = make_pieces(generator)
+        self._modules = make_pieces(generator, reward)
         self._calls = calls
 
     def run(self, piece: str, *values: Tensor) -> tuple[Tensor, ...]:
@@ -63,7 +76,9 @@ class _Recorder:
 
 
 @torch.no_grad()
-def _record_search(generator: Generator, problem: int, calls: dict[str, list[tuple[Tensor, ...]]]) -> None:
+def _record_search(
+    generator: Generator, reward: "RewardGraph | None", problem: int, calls: dict[str, list[tuple[Tensor, ...]]]
+) -> None:
     spec = generator.spec
     rng = np.random.default_rng(problem)
     catalog = _catalog(spec.codebook_sizes, (11, 17)[problem], rng)
@@ -71,10 +86,9 @@ def _record_search(generator: Generator, problem: int, calls: dict[str, list[tup
     history = HistoryBatch(
         codes_BTL=torch.full((num_requests, length, spec.num_levels), 2, dtype=torch.int32),
         actions_BT=torch.ones((num_requests, length), dtype=torch.int32),
-        times_BT=torch.zeros((num_requests, length), dtype=torch.int64),
+        ages_BT=torch.zeros((num_requests, length), dtype=torch.int32),
         values_BT=torch.ones((num_requests, length)),
         lengths_B=torch.full((num_requests,), length, dtype=torch.int32),
-        now_B=torch.ones(num_requests, dtype=torch.int64),
     )
     inputs = dict(zip(HISTORY_INPUTS, history.as_args(), strict=True))
     cumsum = torch.from_numpy(catalog.allowed_cumsum().copy())
@@ -82,6 +96,11 @@ def _record_search(generator: Generator, problem: int, calls: dict[str, list[tup
         excluded_rows=torch.full((num_requests, num_excluded), -1, dtype=torch.int32),
         filter_slots=torch.zeros(num_requests, dtype=torch.int32),
         allowed_cumsum=cumsum.expand(num_filters, -1).contiguous(),
+        group_limits=torch.zeros(num_requests, dtype=torch.int32),
+        cap_slots=torch.zeros(num_requests + 1, dtype=torch.int32),
+        diversities=torch.zeros(num_requests),
+        temperatures=torch.ones(num_requests),
+        seed_words=torch.ones((num_requests, 3), dtype=torch.int32),
         sids=torch.from_numpy(catalog.sids_NL),
         beam_slots=torch.zeros(width, dtype=torch.int32),
     )
@@ -89,12 +108,18 @@ def _record_search(generator: Generator, problem: int, calls: dict[str, list[tup
         inputs[f"child_begin_{level}"] = torch.from_numpy(catalog.trie.child_begin[level])
         inputs[f"child_code_{level}"] = torch.from_numpy(catalog.trie.child_code[level])
         inputs[f"child_row_{level}"] = torch.from_numpy(catalog.trie.child_row[level])
+        inputs[f"child_group_{level}"] = torch.from_numpy(catalog.child_groups[level])
+    inputs[FORCED_ROWS] = torch.zeros((num_requests, spec.slate_size), dtype=torch.int32)
+    inputs[HISTORY_ROWS] = torch.zeros((num_requests, length), dtype=torch.int32)
+    if reward is not None:
+        inputs[ITEM_EMBEDDINGS] = torch.ones(catalog.num_items, reward.embedding_width)
     if generator.affinity is not None:
-        inputs[HISTORY_ROWS] = torch.zeros((num_requests, length), dtype=torch.int32)
         for level, name in enumerate(vector_inputs(spec.num_levels)):
             num_children = len(catalog.trie.child_code[level])
             inputs[name] = torch.ones(num_children, generator.config.item_vector_width)
-    Search(_Recorder(generator, catalog, calls), inputs, spec.slate_size, spec.num_levels).run()
+    # The generator's last: its many beams show more than the one of the other graphs, and the last call is the sample.
+    for plan in reversed(graph_plans(generator, has_reward=reward is not None)):
+        plan.run(_Recorder(generator, reward, catalog, calls), {name: inputs[name] for name in plan.inputs})
 
 
 def _catalog(codebook_sizes: tuple[int, ...], most: int, rng: np.random.Generator) -> CatalogSnapshot:
@@ -103,7 +128,8 @@ def _catalog(codebook_sizes: tuple[int, ...], most: int, rng: np.random.Generato
     return CatalogSnapshot.build([Item(item_id=str(row)) for row in range(len(sids_NL))], sids_NL)
 
 
-def _export(module: nn.Module, calls: list[tuple[Tensor, ...]]) -> onnx.ModelProto:
+def export_module(module: nn.Module, calls: list[tuple[Tensor, ...]]) -> onnx.ModelProto:
+    """Exports one module; `calls`: arguments of several calls, which differ wherever a dimension is dynamic."""
     dynamic = [_varying_dims([call[place] for call in calls]) for place in range(len(calls[-1]))]
     sample = tuple(_grown(value, dims) for value, dims in zip(calls[-1], dynamic, strict=True))
     shapes = [dict.fromkeys(dims, torch.export.Dim.DYNAMIC) or None for dims in dynamic]

@@ -3,7 +3,7 @@
 Holds no torch and no onnxruntime: pydantic, numpy and pyarrow.
 """
 
-from service.bundle.manifest import ActionSpec, GoldenTolerance, GraphSpec, Manifest
+from service.bundle.manifest import ActionSpec, GoldenTolerance, GraphSpec, Manifest, Variant
 from service.bundle.reader import Bundle, BundledCatalog
 from service.bundle.writer import write_bundle, write_catalog
 
@@ -14,6 +14,7 @@ __all__ = [
     "GoldenTolerance",
     "GraphSpec",
     "Manifest",
+    "Variant",
     "write_bundle",
     "write_catalog",
 ]

@@ -7,9 +7,14 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 4
 
 ScoreMode = Literal["full_softmax", "legal_softmax"]
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Engine = Literal["onnxruntime", "openvino"]
+Choice = Literal["score", "reward"]
+Purpose = Literal["generator", "explain", "sampler"]
+"""What a graph is for."""
 
 
 class _Strict(BaseModel):
@@ -30,9 +35,23 @@ class GraphSpec(_Strict):
     """One ONNX file of the bundle."""
 
     file: str
-    precision: Literal["float32", "float16", "bfloat16", "int8"]
+    precision: Precision
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+class Variant(_Strict):
+    """An engine that ran the generator's graph at export, in one precision, and stayed within its tolerance."""
+
+    engine: Engine
+    precision: Precision
+    max_logprob_difference: float = Field(ge=0)
+    """From the trained model, over the codes of equal best slates."""
+    identical_share: float = Field(ge=0, le=1)
+    """Of the best slates: the same as the model's."""
+    batch_size: int = Field(ge=1)
+    ms: float = Field(gt=0)
+    """Median of a batch of that size, where the bundle was exported."""
 
 
 class GoldenTolerance(_Strict):
@@ -41,12 +60,14 @@ class GoldenTolerance(_Strict):
     logprob_abs: float = Field(gt=0)
     """Largest absolute difference of a per-level logprob. Slates must be identical where the score margin
     between best and second beam exceeds ten times this."""
+    reward_abs: float | None = Field(default=None, gt=0)
+    """Largest absolute difference of an item's reward; None: not compared."""
 
 
 class Manifest(_Strict):
     """Schema of `manifest.json`. Every other file of the bundle stands in `files` with its sha256."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     model_version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     created: str
     """RFC 3339 time of export."""
@@ -68,13 +89,20 @@ class Manifest(_Strict):
     """T: newest events that the model reads."""
     item_vector_width: int = Field(default=0, ge=0)
     """Size of the vectors in `item_vectors.npz`; 0: the model scores by codes alone, and there is no such file."""
+    item_embedding_width: int = Field(default=0, ge=0)
+    """Size of the embeddings in `item_embeddings.npz`, which the reward model reads; 0: there is no such file."""
+    choice: Choice = "score"
+    """What chooses among the generator's slates: their own score, or the reward that the graph expects of them."""
     actions: tuple[ActionSpec, ...]
     default_action: str
     score_mode: ScoreMode
     has_times: bool
     """False when the training data had no usable times: the graph then ignores them."""
     graphs: dict[str, GraphSpec]
-    """By purpose: `generator`."""
+    """By purpose (`Purpose`); a purpose that this version does not know is left alone. All have their large tensors in
+    one file beside them, which stands in `files` alone."""
+    variants: tuple[Variant, ...] = ()
+    """What can run the generator's graph, fastest first."""
     golden_tolerance: dict[str, GoldenTolerance]
     """By precision."""
     recipe: dict[str, Any]
@@ -106,6 +134,17 @@ class Manifest(_Strict):
                 raise ValueError(f"graph {purpose!r}: {graph.file!r} is not among the files")
             if graph.precision not in self.golden_tolerance:
                 raise ValueError(f"golden_tolerance lacks {graph.precision!r}")
+        if self.choice == "reward" and "item_rewards" not in self.graphs["generator"].outputs:
+            raise ValueError("choice is 'reward', but the generator's graph gives none")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_agree(self) -> "Manifest":
+        if list(self.variants) != sorted(self.variants, key=lambda variant: variant.ms):
+            raise ValueError("variants must come fastest first")
+        for variant in self.variants:
+            if variant.precision not in self.golden_tolerance:
+                raise ValueError(f"golden_tolerance lacks {variant.precision!r}")
         return self
 
     @property

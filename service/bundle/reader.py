@@ -11,14 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from service.bundle.manifest import Manifest, manifest_digest
+from service.bundle.manifest import FORMAT_VERSION, Manifest, manifest_digest
 from service.domain import Item
 from service.errors import BundleError
 
 CATALOG_FILE = "catalog.parquet"
+CODEBOOKS_FILE = "codebooks.npz"
+"""`level_0`, `level_1`, ...: the codebook [V, E] of each level."""
+ITEM_ENCODER_FILE = "item_encoder.npz"
 ITEM_VECTORS_FILE = "item_vectors.npz"
 """`vectors_ND`: the model's vector of each item, in the order of the catalog; `projection_DE`, `centre_E`: what makes
 the vector of a new item from its embedding e, normalise(projection (e - centre))."""
+ITEM_EMBEDDINGS_FILE = "item_embeddings.npz"
+"""`embeddings_NE`: the tokenizer's embedding of each item, in the order of the catalog; a new item's is what
+`ItemEncoder` makes of it."""
 CATALOG_SCHEMA = pa.schema(
     {
         "item_id": pa.string(),
@@ -60,10 +66,6 @@ class Bundle:
                 raise BundleError(f"{file}: sha256 is {actual[:12]}..., the manifest says {expected[:12]}...")
         return cls(path, manifest)
 
-    def graph_path(self, purpose: str = "generator") -> Path:
-        """Where the ONNX file of `purpose` lies."""
-        return self.path / self.manifest.graphs[purpose].file
-
     def catalog(self) -> "BundledCatalog":
         """The items the model was trained with.
 
@@ -83,24 +85,30 @@ class Bundle:
         if any(len(sid) != self.manifest.num_levels for sid in sids):
             raise BundleError(f"{file}: a sid has not {self.manifest.num_levels} levels")
         sids_NL = np.array(sids, dtype=np.int32).reshape(len(items), self.manifest.num_levels)
-        return BundledCatalog(items, sids_NL, np.array(columns[-2], dtype=np.int64), self._item_vectors(len(items)))
+        return BundledCatalog(
+            items,
+            sids_NL,
+            np.array(columns[-2], dtype=np.int64),
+            self._of_items(ITEM_VECTORS_FILE, "vectors_ND", (len(items), self.manifest.item_vector_width)),
+            self._of_items(ITEM_EMBEDDINGS_FILE, "embeddings_NE", (len(items), self.manifest.item_embedding_width)),
+        )
 
-    def _item_vectors(self, num_items: int) -> npt.NDArray[np.float32] | None:
-        if self.manifest.item_vector_width == 0:
+    def _of_items(self, name: str, array: str, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+        """An array of the file with a row for each item; None where the manifest says that rows hold nothing."""
+        if shape[1] == 0:
             return None
-        file = self.path / ITEM_VECTORS_FILE
-        if ITEM_VECTORS_FILE not in self.manifest.files:
+        file = self.path / name
+        if name not in self.manifest.files:
             raise BundleError(f"{file}: the manifest does not name it")
         try:
             with np.load(file) as arrays:
-                vectors_ND: npt.NDArray[np.float32] = arrays["vectors_ND"]
+                found: npt.NDArray[np.float32] = arrays[array]
         except (OSError, ValueError, KeyError) as error:
             raise BundleError(f"{file}: cannot be read: {error}") from error
-        expected = (num_items, self.manifest.item_vector_width)
-        if vectors_ND.shape != expected or vectors_ND.dtype != np.float32:
-            found = f"{vectors_ND.dtype} {vectors_ND.shape}"
-            raise BundleError(f"{file}: holds {found}, but catalog and manifest say float32 {expected}")
-        return vectors_ND
+        if found.shape != shape or found.dtype != np.float32:
+            holds = f"{found.dtype} {found.shape}"
+            raise BundleError(f"{file}: holds {holds}, but catalog and manifest say float32 {shape}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,8 @@ class BundledCatalog:
     """Training events of each item: the popularity that fallbacks go by."""
     vectors_ND: npt.NDArray[np.float32] | None = None
     """The model's vector of each item, if it has any."""
+    embeddings_NE: npt.NDArray[np.float32] | None = None
+    """The tokenizer's embedding of each item, if the reward model reads it."""
 
 
 def file_sha256(file: Path) -> str:
@@ -143,6 +153,10 @@ def _read_manifest(file: Path) -> Manifest:
         raise BundleError(f"{file.parent}: no bundle here (manifest.json is missing)") from None
     except (ValueError, OSError) as error:
         raise BundleError(f"{file}: cannot be read: {error}") from error
+    found = raw.get("format_version", FORMAT_VERSION) if isinstance(raw, dict) else FORMAT_VERSION
+    if found != FORMAT_VERSION:
+        hint = "export the model again" if found in range(FORMAT_VERSION) else "a newer OneSlate wrote it"
+        raise BundleError(f"{file}: format_version is {found!r}, this version reads {FORMAT_VERSION}: {hint}")
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:

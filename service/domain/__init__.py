@@ -2,6 +2,6 @@
 
 from service.domain.event import Event, HistoryEntry
 from service.domain.item import Item, item_key
-from service.domain.slate import Slate, SlateItem
+from service.domain.slate import RankedSlate, Slate, SlateItem
 
-__all__ = ["Event", "HistoryEntry", "Item", "Slate", "SlateItem", "item_key"]
+__all__ = ["Event", "HistoryEntry", "Item", "RankedSlate", "Slate", "SlateItem", "item_key"]

@@ -15,6 +15,8 @@ class Item:
     group: str = ""
     """The one tag that per-group caps and popularity fallbacks count by; empty: none."""
     available: bool = True
+    removed: bool = False
+    """Taken out of the live catalog: never recommended, but histories that hold it can still be read."""
 
 
 def item_key(item_id: str) -> int:

@@ -1,9 +1,7 @@
 """The micro-batcher: groups what waits, runs it in one worker thread, and gives every request its own answer.
 
-While one run is in flight arrivals queue up; the next run takes all of them, up to the largest batch. An idle worker
-starts at once unless `max_wait_s` lets it wait for company.
-
-Legend: W beams, K slate size, L levels.
+While one run is in flight arrivals queue up; the next run takes the oldest and all others for the same graph, up to the
+largest batch. An idle worker starts at once unless `max_wait_s` lets it wait for company.
 """
 
 import asyncio
@@ -12,15 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
-import numpy as np
-import numpy.typing as npt
-
-from service.catalog import CatalogSnapshot
+from service.bundle.manifest import Purpose
+from service.catalog import CatalogSnapshot, TagFilter
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
-from service.inference.features import RequestInputs, build_batch
-from service.inference.runner import Batch, Runner
+from service.inference.features import RequestInputs, build_batch, most_filters
+from service.inference.runner import Batch, Beams, Runner
 from service.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -32,14 +27,11 @@ _MAX_RETRY_AFTER_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answer:
-    """What the runner decoded for one request, and against which catalog; beams as in `Decoded`."""
+    """What the runner decoded for one request, and against which catalog."""
 
     snapshot: CatalogSnapshot
     beam_width: int
-    item_rows_WK: npt.NDArray[np.int32]
-    item_valid_WK: npt.NDArray[np.bool_]
-    level_logprobs_WKL: npt.NDArray[np.float32]
-    scores_W: npt.NDArray[np.float32]
+    beams: Beams
     queue_s: float
     features_s: float
     """Of the whole batch."""
@@ -82,7 +74,7 @@ class Batcher:
         """Starts the worker.
 
         Args:
-            runner: Called from the worker thread alone.
+            runner: Runs in the worker thread alone; loads its further graphs in others.
             catalog: Gives the snapshot of a batch; called once per batch.
             metrics: Batch sizes and queue depth go there.
             max_batch_size: Most requests of one run.
@@ -103,6 +95,7 @@ class Batcher:
         self._idle.set()
         self._closing = False
         self._drained_per_s: float | None = None
+        self._loading: dict[Purpose, asyncio.Future[None]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="oneslate-runner")
         self._worker = asyncio.create_task(self._work(), name="batcher")
         self._worker.add_done_callback(self._bury)
@@ -130,6 +123,8 @@ class Batcher:
             RunnerError: the run of this batch failed, or the worker is gone.
             Exception: whatever this request's own inputs made the feature building raise.
         """
+        if inputs.purpose != "generator":
+            await self._load(inputs.purpose, deadline_s)
         if self._closing or not self.alive:
             raise RunnerError("the batcher does not run")
         if len(self._waiting) >= self._queue_limit:
@@ -160,6 +155,16 @@ class Batcher:
         await asyncio.gather(self._worker, return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
+    async def _load(self, purpose: Purpose, deadline_s: float) -> None:
+        """Waits until the graph is loaded; who needs another one does not wait, and who is late does not end it."""
+        if purpose not in self._loading:
+            self._loading[purpose] = asyncio.ensure_future(asyncio.to_thread(self._runner.load, purpose))
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                await asyncio.shield(self._loading[purpose])
+        except TimeoutError:
+            raise DeadlineExceeded(f"the graph {purpose!r} is still being loaded") from None
+
     def _retry_after_s(self) -> float:
         """When what waits now will be gone, at the rate measured last."""
         if self._drained_per_s is None:
@@ -171,14 +176,17 @@ class Batcher:
         while True:
             await self._arrived.wait()
             await self._await_company()
-            self._in_flight = self._take()
+            self._drop_late()
             if not self._waiting:
                 self._arrived.clear()
-            if not self._in_flight:
                 self._idle.set()
                 continue
+            snapshot = self._catalog()
+            self._in_flight = self._take(most_filters(snapshot.num_items))
+            if not self._waiting:
+                self._arrived.clear()
             started_s = time.monotonic()
-            outcomes = await loop.run_in_executor(self._executor, self._run, self._in_flight)
+            outcomes = await loop.run_in_executor(self._executor, self._run, self._in_flight, snapshot)
             for entry, outcome in zip(self._in_flight, outcomes, strict=True):
                 entry.settle(outcome)
             self._measure(len(outcomes), time.monotonic() - started_s)
@@ -198,13 +206,25 @@ class Batcher:
         except TimeoutError:
             return
 
-    def _take(self) -> list[_Entry]:
-        """The oldest that wait, without those that are cancelled or late."""
+    def _drop_late(self) -> None:
+        """Lets those go that are cancelled or late."""
         now_s = time.monotonic()
         for entry in [entry for entry in self._waiting if entry.future.done() or entry.deadline_s <= now_s]:
             entry.expire()
             del self._waiting[entry]
-        taken = list(islice(self._waiting, self._max_batch_size))
+
+    def _take(self, num_filters: int) -> list[_Entry]:
+        """A batch of at most so many distinct filters: the oldest that waits and the next oldest for the same graph."""
+        purpose = next(iter(self._waiting)).inputs.purpose
+        same = (entry for entry in self._waiting if entry.inputs.purpose == purpose)
+        filters: set[TagFilter | None] = set()
+        taken: list[_Entry] = []
+        for entry in same:
+            if len(taken) == self._max_batch_size:
+                break
+            if len(filters) < num_filters or entry.inputs.tag_filter in filters:
+                filters.add(entry.inputs.tag_filter)
+                taken.append(entry)
         for entry in taken:
             del self._waiting[entry]
         return taken
@@ -223,10 +243,9 @@ class Batcher:
             entry.settle(RunnerError("the inference worker is gone"))
         self._idle.set()
 
-    def _run(self, entries: Sequence[_Entry]) -> list[Answer | Exception]:
+    def _run(self, entries: Sequence[_Entry], snapshot: CatalogSnapshot) -> list[Answer | Exception]:
         """In the worker thread: one outcome per entry."""
         started_s = time.monotonic()
-        snapshot = self._catalog()
         batch, places, errors = self._build([entry.inputs for entry in entries], snapshot)
         outcomes: list[Answer | Exception] = [errors.get(place, _NOT_RUN) for place in range(len(entries))]
         if batch is None:
@@ -242,10 +261,7 @@ class Batcher:
             outcomes[place] = Answer(
                 snapshot=snapshot,
                 beam_width=batch.beam_width,
-                item_rows_WK=decoded.item_rows_BWK[index],
-                item_valid_WK=decoded.item_valid_BWK[index],
-                level_logprobs_WKL=decoded.level_logprobs_BWKL[index],
-                scores_W=decoded.scores_BW[index],
+                beams=decoded.of_request(index),
                 queue_s=started_s - entries[place].submitted_s,
                 features_s=built_s - started_s,
                 inference_s=ended_s - built_s,

@@ -11,9 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle import ActionSpec, GoldenTolerance, GraphSpec, Manifest
-from service.catalog import CatalogSnapshot
+from service.bundle.item_encoder import ItemEncoder
+from service.bundle.manifest import Choice, Precision, Purpose
+from service.catalog import CatalogSnapshot, NewItemEncoder
 from service.domain import Item
-from service.inference.runner import DEAD_SCORE, NO_ROW, Batch, Decoded
+from service.inference.feeds import graph_spec
+from service.inference.popular import within_cap
+from service.inference.runner import DEAD_SCORE, NO_ROW, Batch, Decoded, Draws
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _CODES_PER_LEVEL = 32
@@ -23,7 +27,10 @@ _LAST = np.uint64(2**64 - 1)
 class FakeRunner:
     """Ranks the allowed items of each request by a hash of (history, item row).
 
-    Beam w holds the items of rank w to w + K - 1. The logprobs of an item depend on its rank alone, so scores descend.
+    Beam w holds the K items from rank w on, but for those that a cap forbids. The logprobs of an item depend on its
+    rank alone, so scores descend; where the manifest promises rewards they are the ranks, and ascend. It knows no
+    diversity. Where slates are to be sampled, there is one beam: each place is drawn from the softmax of logprob /
+    temperature over the items that are left.
     """
 
     def __init__(self, manifest: Manifest, service_time_s: float = 0.0) -> None:
@@ -41,19 +48,44 @@ class FakeRunner:
         """Always `fake`."""
         return "fake"
 
+    @property
+    def precision(self) -> Precision:
+        """Always `float32`."""
+        return "float32"
+
+    def load(self, purpose: Purpose) -> None:
+        """Refuses what the manifest does not name."""
+        graph_spec(self._manifest, purpose)
+
     def run(self, batch: Batch) -> Decoded:
         """Decodes one batch."""
         until = time.monotonic() + self._service_time_s
+        if batch.forced_rows_BK is not None:
+            time.sleep(self._service_time_s)
+            return self._explained(batch.forced_rows_BK)
+        if batch.draws is not None:
+            time.sleep(self._service_time_s)
+            return self._drawn(batch, batch.draws)
         num_beams, slate_size = batch.beam_width, self._manifest.slate_size
-        ranked_BR, num_allowed_B = _rank(batch, num_beams + slate_size - 1)
+        # A cap may pass over any number of items.
+        num_ranks = batch.catalog.num_items if batch.group_limits_B.any() else num_beams + slate_size - 1
+        ranked_BR, num_allowed_B = _rank(batch, num_ranks)
         ranks_WK = np.arange(num_beams)[:, None] + np.arange(slate_size)
-        item_valid_BWK = ranks_WK < num_allowed_B[:, None, None]
+        ranks_BWK = np.broadcast_to(ranks_WK, (len(ranked_BR), *ranks_WK.shape)).copy()
+        for request in np.flatnonzero(batch.group_limits_B):
+            groups_R = batch.catalog.child_groups[-1][ranked_BR[request, : num_allowed_B[request]]]
+            ranks_BWK[request] = _capped_ranks(groups_R, int(batch.group_limits_B[request]), ranks_WK)
+        item_valid_BWK = ranks_BWK < num_allowed_B[:, None, None]
         # A slate may be short only where the catalog is; then it is the only one.
         item_valid_BWK[:, 1:] &= item_valid_BWK[:, 1:, -1:]
-        item_rows_BWK = np.where(item_valid_BWK, ranked_BR[:, ranks_WK], np.int32(NO_ROW))
+        requests_B11 = np.arange(len(ranked_BR))[:, None, None]
+        found_BWK = ranked_BR[requests_B11, np.minimum(ranks_BWK, ranked_BR.shape[1] - 1)]
+        item_rows_BWK = np.where(item_valid_BWK, found_BWK, np.int32(NO_ROW))
         level_logprobs_BWKL = np.zeros((*item_rows_BWK.shape, self._manifest.num_levels), dtype=np.float32)
-        logprobs_WK = (-np.log2(ranks_WK + 2.0)).astype(np.float32)
-        level_logprobs_BWKL[..., 0] = np.where(item_valid_BWK, logprobs_WK, 0)
+        level_logprobs_BWKL[..., 0] = np.where(item_valid_BWK, -np.log2(ranks_BWK + 2.0), 0)
+        item_rewards_BWK = None
+        if "item_rewards" in self._manifest.graphs["generator"].outputs:
+            item_rewards_BWK = np.where(item_valid_BWK, ranks_BWK, 0).astype(np.float32)
         scores_BW = level_logprobs_BWKL.sum(axis=(2, 3))
         scores_BW[~item_valid_BWK[:, :, 0]] = DEAD_SCORE
         if (rest_s := until - time.monotonic()) > 0:
@@ -63,7 +95,80 @@ class FakeRunner:
             item_valid_BWK=item_valid_BWK,
             level_logprobs_BWKL=level_logprobs_BWKL,
             scores_BW=scores_BW,
+            item_rewards_BWK=item_rewards_BWK,
         )
+
+    def _drawn(self, batch: Batch, draws: Draws) -> Decoded:
+        """One slate for each request, and how probable each of its items was."""
+        ranked_BR, num_allowed_B = _rank(batch, batch.catalog.num_items)
+        shape = (len(ranked_BR), batch.beam_width, self._manifest.slate_size)
+        rows_BWK = np.full(shape, NO_ROW, dtype=np.int32)
+        logprobs_BWKL, propensities_BWKL = np.zeros((2, *shape, self._manifest.num_levels), dtype=np.float32)
+        for request, seed in enumerate(draws.seeds_B.tolist()):
+            row_R = ranked_BR[request, : num_allowed_B[request]]
+            logprob_R = -np.log2(np.arange(len(row_R)) + 2.0)
+            logit_R = logprob_R / float(draws.temperatures_B[request])
+            group_R, limit = batch.catalog.child_groups[-1][row_R], int(batch.group_limits_B[request])
+            for place, (rank, log_share) in enumerate(_drawn_ranks(logit_R, group_R, limit, shape[2], seed)):
+                rows_BWK[request, 0, place] = row_R[rank]
+                logprobs_BWKL[request, 0, place, 0] = logprob_R[rank]
+                propensities_BWKL[request, 0, place, 0] = log_share
+        scores_BW = np.full(shape[:2], DEAD_SCORE, dtype=np.float32)
+        scores_BW[:, 0] = 0
+        return Decoded(
+            item_rows_BWK=rows_BWK,
+            item_valid_BWK=rows_BWK != NO_ROW,
+            level_logprobs_BWKL=logprobs_BWKL,
+            scores_BW=scores_BW,
+            level_log_propensities_BWKL=propensities_BWKL,
+        )
+
+    def _explained(self, forced_rows_BK: npt.NDArray[np.int32]) -> Decoded:
+        """Every code of the slates has logprob -1 and no rival."""
+        rows_BWK = forced_rows_BK[:, None]
+        valid_BWK = rows_BWK != NO_ROW
+        shape = (*rows_BWK.shape, self._manifest.num_levels)
+        logprobs_BWKL = np.where(valid_BWK[..., None], np.float32(-1), np.float32(0)) * np.ones(shape, np.float32)
+        return Decoded(
+            item_rows_BWK=rows_BWK,
+            item_valid_BWK=valid_BWK,
+            level_logprobs_BWKL=logprobs_BWKL,
+            scores_BW=logprobs_BWKL.sum(axis=(2, 3)),
+            runner_up_codes_BKLR=np.full((*shape[:1], *shape[2:], 1), -1, dtype=np.int32),
+            runner_up_logprobs_BKLR=np.full((*shape[:1], *shape[2:], 1), DEAD_SCORE, dtype=np.float32),
+        )
+
+
+def _drawn_ranks(
+    logit_R: npt.NDArray[np.float64], group_R: npt.NDArray[np.int32], limit: int, slate_size: int, seed: int
+) -> list[tuple[int, float]]:
+    """Draws without replacement under a cap: ranks, and the log of the share that each had among what was left."""
+    rng = np.random.default_rng(seed)
+    drawn: list[tuple[int, float]] = []
+    open_R = np.ones(len(logit_R), dtype=bool)
+    counts: dict[int, int] = {}
+    while open_R.any() and len(drawn) < slate_size:
+        weight_R = np.where(open_R, np.exp(logit_R - logit_R[open_R].max()), 0)
+        share_R = weight_R / weight_R.sum()
+        rank = int(rng.choice(len(share_R), p=share_R))
+        drawn.append((rank, float(np.log(share_R[rank]))))
+        open_R[rank] = False
+        group = int(group_R[rank])
+        counts[group] = counts.get(group, 0) + 1
+        if limit and group >= 0 and counts[group] == limit:
+            open_R &= group_R != group
+    return drawn
+
+
+def _capped_ranks(
+    groups_R: npt.NDArray[np.int32], limit: int, ranks_WK: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """As `ranks_WK`, but beam w takes the first K from rank w on of which the cap allows every one; ends with R."""
+    capped_WK = np.full_like(ranks_WK, len(groups_R))
+    for beam in range(min(len(ranks_WK), len(groups_R))):
+        ranks = beam + np.flatnonzero(within_cap(groups_R[beam:], limit))[: ranks_WK.shape[1]]
+        capped_WK[beam, : len(ranks)] = ranks
+    return capped_WK
 
 
 def _rank(batch: Batch, num_ranks: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -99,7 +204,13 @@ def _history_hashes(batch: Batch) -> npt.NDArray[np.uint64]:
 
 
 def fake_manifest(
-    *, num_levels: int = 3, slate_size: int = 10, beam_width: int = 4, history_length: int = 128
+    *,
+    num_levels: int = 3,
+    slate_size: int = 10,
+    beam_width: int = 4,
+    history_length: int = 128,
+    outputs: tuple[str, ...] = (),
+    choice: Choice = "score",
 ) -> Manifest:
     """The manifest of a bundle that is not there."""
     return Manifest(
@@ -117,7 +228,11 @@ def fake_manifest(
         default_action="view",
         score_mode="legal_softmax",
         has_times=True,
-        graphs={"generator": GraphSpec(file="generator.onnx", precision="float32", inputs=(), outputs=())},
+        graphs={
+            purpose: GraphSpec(file="generator.onnx", precision="float32", inputs=(), outputs=outputs)
+            for purpose in ("generator", "explain", "sampler")
+        },
+        choice=choice,
         golden_tolerance={"float32": GoldenTolerance(logprob_abs=1e-4)},
         recipe={},
         commit="",
@@ -141,3 +256,21 @@ def fake_catalog(num_items: int = 1000, num_levels: int = 3) -> CatalogSnapshot:
         for number in range(num_items)
     ]
     return CatalogSnapshot.build(items, sids_NL, popularity_N=num_items - numbers_N)
+
+
+def fake_encoder(num_levels: int = 3) -> NewItemEncoder:
+    """Places new items of the fake catalog: by an embedding of eight values, or all at one place for lack of words."""
+    rng = np.random.default_rng(0)
+    width = 8
+    codebooks = [rng.normal(0, 0.5**level, (_CODES_PER_LEVEL, width)).astype(np.float32) for level in range(num_levels)]
+    return NewItemEncoder(
+        encoder=ItemEncoder(
+            words=(),
+            idf_W=np.zeros(0, dtype=np.float32),
+            components_TW=np.zeros((width, 0), dtype=np.float32),
+            projection_TD=None,
+            offset_D=None,
+            default_D=np.full(width, width**-0.5, dtype=np.float32),
+        ),
+        codebooks=tuple(codebooks),
+    )

@@ -6,18 +6,22 @@ excluded rows, S excluded keys of one request, N items, F filter slots, A events
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from service.bundle import Manifest
+from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot, TagFilter
-from service.inference.runner import FIRST_CODE, NO_ROW, PAD_CODE, UNKNOWN_CODE, Batch
+from service.inference.runner import FIRST_CODE, NO_ROW, PAD_CODE, UNKNOWN_CODE, Batch, Draws, age_seconds
 
 _SMALLEST_LENGTH = 8
 _SMALLEST_EXCLUDED = 16
+_MOST_FILTER_CELLS = 2**28
+"""Of the prefix sums of one batch: a gigabyte, and an eighth of what 32 bits number."""
 _NO_KEYS = np.zeros(0, dtype=np.uint64)
+_Number = TypeVar("_Number", bound=np.number[Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,7 +38,19 @@ class RequestInputs:
     excluded_keys_S: npt.NDArray[np.uint64] = field(default_factory=lambda: _NO_KEYS)
     """Item keys that must not be recommended; repetitions and unknown keys are allowed."""
     tag_filter: TagFilter | None = None
+    max_per_group: int = 0
+    """Most items of one group in the slate; 0: any number."""
+    diversity: float = 0.0
+    """As `Batch.diversities_B`."""
+    temperature: float = 1.0
+    """Of a sampled slate."""
+    seed: int = 0
+    """Of a sampled slate; below 2^32."""
     now_ms: int
+    purpose: Purpose = "generator"
+    """Which of the bundle's graphs shall run it."""
+    forced_keys_K: npt.NDArray[np.uint64] = field(default_factory=lambda: _NO_KEYS)
+    """For `explain`: the items of the slate to explain."""
 
     def __post_init__(self) -> None:
         num_events = len(self.item_keys_E)
@@ -49,35 +65,46 @@ def bucket(size: int, smallest: int, largest: int | None = None) -> int:
     return padded if largest is None else min(padded, largest)
 
 
+def most_filters(num_items: int) -> int:
+    """How many distinct filters one batch may bring: each is an array as long as the catalog."""
+    fitting = max(1, _MOST_FILTER_CELLS // (num_items + 1))
+    return 1 << (fitting.bit_length() - 1)  # what `bucket` leaves as it is
+
+
 def build_batch(
     requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, manifest: Manifest, max_batch_size: int
 ) -> Batch:
-    """Arrays of one run for the given requests, the first `len(requests)` rows of each array.
+    """Arrays of one run for the given requests, all of one purpose, the first `len(requests)` rows of each array.
+
+    The requests have at most `most_filters` distinct filters.
 
     Sizes are padded to a few buckets, so that the runner meets few shapes: the batch with empty histories, histories
     to the longest of the batch (the newest `manifest.history_length` events count), excluded rows with NO_ROW.
     """
     assert 0 < len(requests) <= max_batch_size
+    assert len({request.purpose for request in requests}) == 1
     batch_size = bucket(len(requests), 1, max_batch_size)
     slots_B, cumsum_FN = _filters(requests, snapshot, batch_size)
-    now_B = np.full(batch_size, requests[0].now_ms, dtype=np.int64)
-    now_B[: len(requests)] = [request.now_ms for request in requests]
     return Batch(
-        **_histories(requests, snapshot, manifest, now_B),
-        now_B=now_B,
+        **_histories(requests, snapshot, manifest, batch_size),
         excluded_rows_BX=_excluded(requests, snapshot, batch_size),
         filter_slots_B=slots_B,
         allowed_cumsum_FN=cumsum_FN,
+        group_limits_B=_padded([request.max_per_group for request in requests], batch_size, np.int32(0)),
+        diversities_B=_padded([request.diversity for request in requests], batch_size, np.float32(0)),
         beam_width=manifest.beam_width,
         catalog=snapshot,
+        purpose=requests[0].purpose,
+        forced_rows_BK=_forced(requests, snapshot, batch_size, manifest.slate_size),
+        draws=_draws(requests, batch_size) if requests[0].purpose == "sampler" else None,
     )
 
 
 def _histories(
-    requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, manifest: Manifest, now_B: npt.NDArray[np.int64]
+    requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, manifest: Manifest, batch_size: int
 ) -> dict[str, npt.NDArray[Any]]:
     newest = manifest.history_length
-    lengths_B = np.zeros(len(now_B), dtype=np.int32)
+    lengths_B = np.zeros(batch_size, dtype=np.int32)
     lengths_B[: len(requests)] = [min(len(request.item_keys_E), newest) for request in requests]
     length = bucket(int(lengths_B.max()), min(_SMALLEST_LENGTH, newest), newest)
     filled_BT = np.arange(length) < lengths_B[:, None]
@@ -89,20 +116,35 @@ def _histories(
     rows_BT[filled_BT] = rows_A
     actions_BT = np.zeros(filled_BT.shape, dtype=np.int32)
     actions_BT[filled_BT] = np.concatenate([request.actions_E[-newest:] for request in requests])
-    times_BT = np.zeros(filled_BT.shape, dtype=np.int64)
+    now_B = np.full(batch_size, requests[0].now_ms, dtype=np.int64)
+    now_B[: len(requests)] = [request.now_ms for request in requests]
+    # Padding is of age 0.
+    times_BT = np.repeat(now_B[:, None], length, axis=1)
     times_BT[filled_BT] = np.concatenate([request.timestamps_ms_E[-newest:] for request in requests])
-    # A clock that runs ahead of ours must not become a negative time gap inside the graph.
-    np.minimum(times_BT, now_B[:, None], out=times_BT)
     values_BT = np.full(filled_BT.shape, np.nan, dtype=np.float32)
     values_BT[filled_BT] = np.concatenate([request.values_E[-newest:] for request in requests])
     return {
         "history_codes_BTL": codes_BTL,
         "history_rows_BT": rows_BT,
         "history_actions_BT": actions_BT,
-        "history_times_BT": times_BT,
+        "history_ages_BT": age_seconds(times_BT, now_B),
         "history_values_BT": values_BT,
         "history_lengths_B": lengths_B,
     }
+
+
+def _draws(requests: Sequence[RequestInputs], batch_size: int) -> Draws:
+    return Draws(
+        temperatures_B=_padded([request.temperature for request in requests], batch_size, np.float32(1)),
+        seeds_B=_padded([request.seed for request in requests], batch_size, np.int64(0)),
+    )
+
+
+def _padded(numbers: Sequence[float], batch_size: int, padding: _Number) -> npt.NDArray[_Number]:
+    """The numbers [B], of the padding's type."""
+    numbers_B = np.full(batch_size, padding)
+    numbers_B[: len(numbers)] = numbers
+    return numbers_B
 
 
 def _excluded(requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, batch_size: int) -> npt.NDArray[np.int32]:
@@ -120,6 +162,18 @@ def _excluded(requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, batc
     return excluded_BX
 
 
+def _forced(
+    requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, batch_size: int, slate_size: int
+) -> npt.NDArray[np.int32] | None:
+    """Rows [B, K] of the slates to explain; NO_ROW where a slate is shorter, or the catalog lost an item since."""
+    if requests[0].purpose != "explain":
+        return None
+    forced_BK = np.full((batch_size, slate_size), NO_ROW, dtype=np.int32)
+    for place, request in enumerate(requests):
+        forced_BK[place, : len(request.forced_keys_K)] = snapshot.rows_of_keys(request.forced_keys_K)
+    return forced_BK
+
+
 def _filters(
     requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, batch_size: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -132,4 +186,5 @@ def _filters(
         return slots_B, snapshot.allowed_cumsum(requests[0].tag_filter)[None, :]
     cumsums = [snapshot.allowed_cumsum(tag_filter) for tag_filter in slot_of]
     cumsums += cumsums[:1] * (bucket(len(cumsums), 1) - len(cumsums))
+    assert len(cumsums) * len(cumsums[0]) < 2**31, "the graph finds a filter's row by a 32-bit offset"
     return slots_B, np.stack(cumsums)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.bundle import Bundle
 from service.catalog import CatalogSnapshot
 from service.errors import BundleError, RunnerError
-from service.inference.runner import NO_ROW, Batch, Runner
+from service.inference.runner import NO_ROW, Batch, Decoded, Runner
 
 FILE = "golden.json"
 MARGIN_IN_TOLERANCES = 10
@@ -29,15 +29,17 @@ class GoldenCase(BaseModel):
     history_rows: list[int]
     """[T] rows of the bundle's own catalog; -1: it does not hold the item."""
     history_actions: list[int]
-    history_times: list[int]
+    history_ages: list[int]
+    """Whole seconds."""
     history_values: list[float | None]
-    now: int
     excluded_rows: list[int]
     beam_width: int
     item_rows: list[int]
     """[K] rows of the best slate."""
     level_logprobs: list[list[float]]
     """[K, L]."""
+    item_rewards: list[float] | None = None
+    """[K] of the best slate by score; None: the bundle has no reward model."""
     score: float
     margin: float
     """Score of the best beam less that of the second."""
@@ -45,7 +47,7 @@ class GoldenCase(BaseModel):
     @model_validator(mode="after")
     def _lengths_agree(self) -> "GoldenCase":
         events = (
-            self.history_codes, self.history_rows, self.history_actions, self.history_times, self.history_values
+            self.history_codes, self.history_rows, self.history_actions, self.history_ages, self.history_values
         )  # fmt: skip
         if len({len(field) for field in events}) > 1:
             raise ValueError("the fields of the history have different lengths")
@@ -53,6 +55,8 @@ class GoldenCase(BaseModel):
             raise ValueError("history_codes and level_logprobs have different numbers of levels")
         if len(self.item_rows) != len(self.level_logprobs):
             raise ValueError("item_rows and level_logprobs have different lengths")
+        if self.item_rewards is not None and len(self.item_rewards) != len(self.item_rows):
+            raise ValueError("item_rows and item_rewards have different lengths")
         return self
 
 
@@ -73,11 +77,15 @@ def check_golden(bundle: Bundle, runner: Runner, snapshot: CatalogSnapshot) -> i
         snapshot: The bundle's own catalog, as it was exported.
 
     Raises:
-        BundleError: `golden.json` cannot be read, or the runner disagrees with a case; the message says by how much.
+        BundleError: `golden.json` cannot be read, the manifest has no tolerance for the runner's precision, or the
+            runner disagrees with a case; the message says by how much.
     """
     file = bundle.path / FILE
-    precision = bundle.manifest.graphs["generator"].precision
-    tolerance = bundle.manifest.golden_tolerance[precision].logprob_abs
+    precision = runner.precision
+    if precision not in bundle.manifest.golden_tolerance:
+        known = ", ".join(bundle.manifest.golden_tolerance)
+        raise BundleError(f"{bundle.path}: was not exported for {precision}, only for {known}")
+    tolerance = bundle.manifest.golden_tolerance[precision]
     if FILE not in bundle.manifest.files:
         raise BundleError(f"{file}: the manifest does not name it")
     cases = _read(file)
@@ -87,7 +95,10 @@ def check_golden(bundle: Bundle, runner: Runner, snapshot: CatalogSnapshot) -> i
         except (RunnerError, ValueError, OverflowError) as error:  # numbers that fit no array, or no catalog
             raise BundleError(f"{file}: case {number}: {error}") from error
         num_levels = bundle.manifest.num_levels
-        if difference := _difference(case, decoded.item_rows_BWK[0, 0], decoded.level_logprobs_BWKL[0, 0], tolerance):
+        difference = _difference(
+            case, decoded.item_rows_BWK[0, 0], decoded.level_logprobs_BWKL[0, 0], tolerance.logprob_abs
+        ) or _reward_difference(case, decoded, tolerance.reward_abs)
+        if difference:
             raise BundleError(f"{file}: case {number} of {len(cases)}: {difference} ({num_levels} levels, {precision})")
     return len(cases)
 
@@ -104,13 +115,14 @@ def case_batch(case: GoldenCase, snapshot: CatalogSnapshot) -> Batch:
         history_codes_BTL=codes_BTL,
         history_rows_BT=np.array([[*case.history_rows, NO_ROW]], dtype=np.int32),
         history_actions_BT=_padded(case.history_actions, np.int32),
-        history_times_BT=_padded(case.history_times, np.int64),
+        history_ages_BT=_padded(case.history_ages, np.int32),
         history_values_BT=np.array([[*values, np.nan]], dtype=np.float32),
         history_lengths_B=np.array([length], dtype=np.int32),
-        now_B=np.array([case.now], dtype=np.int64),
         excluded_rows_BX=np.array([[*case.excluded_rows, -1]], dtype=np.int32),
         filter_slots_B=np.zeros(1, dtype=np.int32),
         allowed_cumsum_FN=snapshot.allowed_cumsum()[None],
+        group_limits_B=np.zeros(1, dtype=np.int32),
+        diversities_B=np.zeros(1, dtype=np.float32),
         beam_width=case.beam_width,
         catalog=snapshot,
     )
@@ -145,3 +157,13 @@ def _difference(
     score = float(logprobs_KL.sum())
     allowed = tolerance * expected_KL.size + case.margin
     return f"score {score:.6g} instead of {case.score:.6g}" if not abs(score - case.score) <= allowed else ""
+
+
+def _reward_difference(case: GoldenCase, decoded: Decoded, tolerance: float | None) -> str:
+    """What is wrong with the rewards of an equal slate, in words; empty if nothing is."""
+    if case.item_rewards is None or tolerance is None or decoded.item_rows_BWK[0, 0].tolist() != case.item_rows:
+        return ""
+    if decoded.item_rewards_BWK is None:
+        return "no rewards"
+    worst = float(np.abs(decoded.item_rewards_BWK[0, 0] - np.array(case.item_rewards)).max())
+    return f"rewards differ by {worst:.2g}, {tolerance:.2g} is allowed" if not worst <= tolerance else ""

@@ -1,6 +1,6 @@
 """The slate that needs no model: the most popular items that the request allows.
 
-Legend: N items, S excluded keys.
+Legend: N items, S excluded keys, R ranked rows.
 """
 
 import math
@@ -16,14 +16,15 @@ _FIRST_LOOK = 256
 
 
 class PopularRanking:
-    """The rows of a catalog by training events, most first; equal counts by row."""
+    """The rows of a catalog by training events, most first."""
 
     def __init__(self, catalog: Callable[[], CatalogSnapshot]) -> None:
         self._catalog = catalog
         self._ranked: tuple[CatalogSnapshot, npt.NDArray[np.int32]] | None = None
 
     def slate(self, request: RequestInputs, slate_size: int) -> tuple[CatalogSnapshot, list[tuple[int, float]]]:
-        """Up to `slate_size` rows that pass the filter and are not excluded, each with its log share of all events.
+        """Up to `slate_size` rows that pass the filter, are not excluded and keep to the cap, each with its log share
+        of all events.
 
         Shares are smoothed by one event per item, so that they are finite.
         """
@@ -36,7 +37,10 @@ class PopularRanking:
         while True:
             head = ranked_N[:num_looked_at]
             allowed = (cumsum[head + 1] > cumsum[head]) & ~np.isin(head, excluded_S)
-            rows = head[allowed][:slate_size]
+            rows = head[allowed]
+            if request.max_per_group:
+                rows = rows[within_cap(snapshot.child_groups[-1][rows], request.max_per_group)]
+            rows = rows[:slate_size]
             if len(rows) == slate_size or num_looked_at >= len(ranked_N):
                 break
             num_looked_at *= 8
@@ -48,6 +52,14 @@ class PopularRanking:
     def _ranking(self) -> tuple[CatalogSnapshot, npt.NDArray[np.int32]]:
         snapshot = self._catalog()
         if self._ranked is None or self._ranked[0] is not snapshot:
-            order_N = np.argsort(-snapshot.popularity_N, kind="stable").astype(np.int32)
-            self._ranked = (snapshot, order_N)
+            self._ranked = (snapshot, snapshot.ranked_rows())
         return self._ranked
+
+
+def within_cap(group_R: npt.NDArray[np.int32], limit: int) -> npt.NDArray[np.bool_]:
+    """Which of the ranked items have fewer than `limit` of their group before them; all that are of none (-1)."""
+    order_R = np.argsort(group_R, kind="stable")
+    sorted_R = group_R[order_R]
+    num_before_R = np.empty(len(group_R), dtype=np.int64)
+    num_before_R[order_R] = np.arange(len(group_R)) - np.searchsorted(sorted_R, sorted_R)
+    return (num_before_R < limit) | (group_R < 0)

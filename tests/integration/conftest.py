@@ -22,6 +22,12 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_to(tmp_path_factory.mktemp("vectors"), vector_generator())
 
 
+@pytest.fixture(scope="session")
+def dense_vectors(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """As `vectors`, with one dense layer."""
+    return export_to(tmp_path_factory.mktemp("dense_vectors"), vector_generator(num_experts=1))
+
+
 @pytest.fixture(params=["mixture", "dense", "vectors"])
 def exported(request: pytest.FixtureRequest) -> Exported:
     """Each of the graphs."""

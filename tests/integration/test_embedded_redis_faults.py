@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from service.connection import ConnectionLimits
 from service.domain import Event, item_key
 from service.errors import HistoryUnavailable
 from service.history import HistoryLimits
-from service.history.connection import ConnectionLimits
 from service.history.embedded import STATE_FILE, EmbeddedRedis
 from service.history.redis_store import RedisHistoryStore
 

@@ -5,8 +5,7 @@ import pytest
 from exported_graphs import TOLERANCE, Exported, arrays, as_batch, take_requests
 from search_problems import Problem, random_problem
 
-from service.inference.ort_runner import OrtRunner
-from service.inference.runner import Decoded
+from service.inference.runner import Decoded, Runner
 
 NUM_REQUESTS = 12
 
@@ -14,12 +13,12 @@ NUM_REQUESTS = 12
 def some_requests(exported: Exported, seed: int, padding: int = 0) -> Problem:
     rng = np.random.default_rng(seed)
     while True:
-        problem = random_problem(rng, exported.codebook_sizes, NUM_REQUESTS, 60, longest_history=6, padding=padding)
+        problem = random_problem(rng, exported.codebook_sizes, NUM_REQUESTS, 60, 6, padding, has_caps=True)
         if problem.catalog.num_items > 20 and problem.allowed_FN.mean() > 0.3:
             return problem
 
 
-def mismatches(runner: OrtRunner, problem: Problem, batch_size: int, beam_width: int, seed: int) -> tuple[int, int]:
+def mismatches(runner: Runner, problem: Problem, batch_size: int, beam_width: int, seed: int) -> tuple[int, int]:
     """Requests whose answer changed in any bit in the company of others or at another place; and all compared."""
     rng = np.random.default_rng(seed)
     first: dict[int, list[bytes]] = {}

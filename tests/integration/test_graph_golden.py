@@ -13,8 +13,8 @@ from exported_graphs import Exported, eager
 from onnx import numpy_helper
 from search_problems import random_problem
 
-from model_export.onnx.export import save_graph
 from model_export.onnx.parity import golden_cases, margins
+from model_export.onnx.weights import save_graphs
 from service.bundle import Bundle, BundledCatalog, write_bundle, write_catalog
 from service.catalog import CatalogSnapshot
 from service.errors import BundleError
@@ -38,7 +38,7 @@ def bundle_path(dense: Exported, tmp_path_factory: pytest.TempPathFactory) -> Pa
         path,
         dense.fields(),
         {
-            "generator.onnx": lambda file: save_graph(dense.model, file),
+            "generator.onnx": lambda file: save_graphs(dense.graphs, file.parent),
             "catalog.parquet": lambda file: write_catalog(
                 file, BundledCatalog(list(catalog.items), catalog.sids_NL, catalog.popularity_N)
             ),
@@ -53,7 +53,7 @@ def check(path: Path) -> int:
     bundle = Bundle.open(path)
     bundled = bundle.catalog()
     snapshot = CatalogSnapshot.build(bundled.items, bundled.sids_NL, bundled.num_events_N)
-    return check_golden(bundle, OrtRunner(bundle.manifest, bundle.graph_path(), num_threads=1), snapshot)
+    return check_golden(bundle, OrtRunner(bundle.manifest, bundle.path, num_threads=1), snapshot)
 
 
 def rewritten(path: Path, target: Path, name: str, write: Callable[[Path], object], **fields: Any) -> Path:
@@ -83,7 +83,9 @@ def test_a_graph_with_other_weights_is_refused(dense: Exported, bundle_path: Pat
     array = arrays[name].copy()
     array.flat[: array.size // 2] += 0.05
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    path = rewritten(bundle_path, tmp_path / "other", "generator.onnx", lambda file: save_graph(model, file))
+    path = rewritten(
+        bundle_path, tmp_path / "other", "generator.onnx", lambda file: save_graphs({"generator": model}, file.parent)
+    )
     with pytest.raises(BundleError, match=r"golden\.json: case \d+ of 4: (logprobs differ|another slate|score)"):
         check(path)
 
@@ -114,14 +116,14 @@ def other_score_in_a_near_tie(cases: list[dict[str, Any]]) -> None:
 
 def unknown_code(cases: list[dict[str, Any]]) -> None:
     cases[0]["history_codes"] = [[99, 99]]
-    for field, value in (("history_rows", 0), ("history_actions", 1), ("history_times", 0), ("history_values", None)):
+    for field, value in (("history_rows", 0), ("history_actions", 1), ("history_ages", 0), ("history_values", None)):
         cases[0][field] = [value]
 
 
 def levels_of_another_model(cases: list[dict[str, Any]]) -> None:
     cases[0]["history_codes"] = [[2, 2, 2]]
     cases[0]["level_logprobs"] = [[-1.0, -1.0, -1.0]]
-    for field, value in (("history_rows", 0), ("history_actions", 1), ("history_times", 0), ("history_values", None)):
+    for field, value in (("history_rows", 0), ("history_actions", 1), ("history_ages", 0), ("history_values", None)):
         cases[0][field] = [value]
 
 

@@ -59,6 +59,63 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
 
 
+def test_alternatives_are_the_next_best_slates_and_show_other_sets(client: httpx.Client) -> None:
+    one = recommend(client, user_id="dora", slate_size=3)
+    assert one["alternatives"] == []
+    assert one["score"] == pytest.approx(sum(item["score"] for item in one["items"]))
+    many = recommend(client, user_id="dora", slate_size=3, num_slates=4)
+    assert many["items"] == one["items"]
+    slates = [many, *many["alternatives"]]
+    assert len({frozenset(ids(slate)) for slate in slates}) == len(slates) == 4
+    assert [slate["score"] for slate in slates] == sorted((slate["score"] for slate in slates), reverse=True)
+    assert all(len(set(ids(slate))) == 3 and slate["reward"] is None for slate in slates)
+    few = recommend(client, user_id="dora", slate_size=3, num_slates=4, filter="rare", exclude=["item-0"])
+    assert (len(few["items"]), few["alternatives"]) == (
+        3,
+        [],
+    )  # nine items: the fake decoder has one slate of ten places
+
+
+def test_pages_follow_each_other_without_repetition(client: httpx.Client) -> None:
+    shown: set[str] = set()
+    page: dict[str, Any] = {}
+    for _ in range(4):
+        asked = {"continue_from": page["recommendation_id"]} if page else {}
+        page = recommend(client, user_id="ella", slate_size=10, **asked)
+        assert page["reason"] == "cold_start"
+        assert len(set(ids(page)) - shown) == 10
+        shown |= set(ids(page))
+    lost = recommend(client, user_id="ella", continue_from="0" * 32)
+    assert (lost["reason"], lost["degraded"], len(lost["items"])) == ("unknown_continuation", True, 5)
+    assert client.delete("/v1/users/ella/history").status_code == 204
+    assert (
+        recommend(client, user_id="ella", continue_from=page["recommendation_id"])["reason"] == "unknown_continuation"
+    )
+
+
+def test_a_service_may_keep_nothing_of_what_it_showed() -> None:
+    settings = fake_settings()
+    settings = settings.model_copy(update={"history": settings.history.model_copy(update={"shown_ttl_s": 0})})
+    with live_client(settings) as client:
+        assert recommend(client)["source"] == "model"
+        answer = client.post("/v1/recommend", json={"user_id": "ann", "slate_size": 5, "continue_from": "0" * 32})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/continue_from")
+
+
+def test_where_the_bundle_says_so_the_reward_chooses_and_is_told() -> None:
+    manifest = fake_manifest(slate_size=4, outputs=("item_rewards",), choice="reward")
+    by_score = manifest.model_copy(update={"choice": "score"})
+    with live_client(fake_settings(), runner=FakeRunner(manifest)) as client:
+        answer = recommend(client, slate_size=4, num_slates=4)
+    with live_client(fake_settings(), runner=FakeRunner(by_score)) as client:
+        other = recommend(client, slate_size=4, num_slates=4)
+    # The fake runner's rewards ascend where its scores descend.
+    slates = [answer, *answer["alternatives"]]
+    assert [slate["reward"] for slate in slates] == [18, 14, 10, 6]
+    assert [ids(slate) for slate in slates] == [ids(slate) for slate in (other, *other["alternatives"])][::-1]
+    assert other["reward"] == 6
+
+
 def test_what_was_acknowledged_is_in_no_later_slate(client: httpx.Client) -> None:
     seen: set[str] = set()
     for _ in range(5):
@@ -105,6 +162,48 @@ def test_filters_by_name_and_by_tags(client: httpx.Client) -> None:
     assert all(int(item_id.removeprefix("item-")) % 2 for item_id in ids(odd))
     nothing = recommend(client, filter={"all_of": ["odd", "even"]})
     assert (nothing["items"], nothing["reason"]) == ([], "too_few_items")
+
+
+def test_no_group_has_more_items_than_the_cap_allows(client: httpx.Client) -> None:
+    def groups(answer: dict[str, Any]) -> list[int]:
+        return [int(item_id.removeprefix("item-")) % 7 for item_id in ids(answer)]
+
+    free = recommend(client, slate_size=10)
+    assert len(set(groups(free)[:7])) < 7
+    capped = recommend(client, slate_size=7, max_per_group=1)
+    assert (sorted(groups(capped)), capped["reason"]) == (list(range(7)), "cold_start")
+    one = recommend(client, slate_size=10, max_per_group=1)
+    assert sorted(groups(one)) == list(range(7))  # as many items as groups
+    assert (one["reason"], one["degraded"], one["source"]) == ("too_few_items", False, "model")
+    assert recommend(client, slate_size=10, max_per_group=10**12)["items"] == free["items"]
+
+
+def test_a_slate_can_be_drawn_and_drawn_again(client: httpx.Client) -> None:
+    fresh = [recommend(client, temperature=1) for _ in range(4)]
+    assert len({answer["seed"] for answer in fresh}) == 4
+    assert len({tuple(ids(answer)) for answer in fresh}) > 1
+    assert all(0 < answer["propensity"] < 1 for answer in fresh)
+    again = recommend(client, temperature=1, seed=fresh[0]["seed"])
+    assert (again["items"], again["propensity"]) == (fresh[0]["items"], fresh[0]["propensity"])
+    assert recommend(client, seed=fresh[0]["seed"])["items"] == fresh[0]["items"]
+    with ThreadPoolExecutor(8) as pool:  # of both graphs, none in the other's batch
+        bodies = [{"temperature": 1, "seed": 7} if number % 2 else {} for number in range(16)]
+        answers = list(pool.map(lambda body: recommend(client, **body), bodies))
+    assert {tuple(ids(answer)) for answer in answers[1::2]} == {tuple(ids(recommend(client, temperature=1, seed=7)))}
+    assert {tuple(ids(answer)) for answer in answers[::2]} == {tuple(ids(recommend(client)))}
+    assert all((answer["seed"], answer["propensity"]) == (None, None) for answer in answers[::2])
+
+
+def test_a_bundle_without_a_sampler_says_so() -> None:
+    manifest = fake_manifest()
+    only = manifest.model_copy(update={"graphs": {"generator": manifest.graphs["generator"]}})
+    with live_client(fake_settings(), runner=FakeRunner(only)) as client:
+        for name in ("temperature", "seed"):
+            refused = client.post("/v1/recommend", json={"user_id": "ann", "slate_size": 3, name: 1})
+            assert refused.status_code == 422
+            assert refused.json()["errors"][0]["pointer"] == f"/{name}"
+            assert "exported without the graph that draws slates" in refused.json()["errors"][0]["detail"]
+        assert ids(client.post("/v1/recommend", json={"user_id": "ann", "slate_size": 3}).json())
 
 
 def test_a_history_can_be_read_and_forgotten(client: httpx.Client) -> None:
@@ -179,7 +278,11 @@ def test_a_bundle_on_disk_is_served_by_the_fake_runner_too(tmp_path: Path) -> No
     write_bundle(
         tmp_path / "bundle",
         fields | {"model_version": "m-1"},
-        {"generator.onnx": Path.touch, "catalog.parquet": lambda file: write_catalog(file, catalog)},
+        {
+            "generator.onnx": Path.touch,
+            "explain.onnx": Path.touch,
+            "catalog.parquet": lambda file: write_catalog(file, catalog),
+        },
     )
     with live_client(fake_settings(bundle=tmp_path / "bundle")) as client:
         answer = recommend(client, slate_size=3)

@@ -19,6 +19,7 @@ from model_export.data.errors import DataError
 from model_export.pipeline import Run, StageError
 from model_export.progress import Progress
 from model_export.recipe import Recipe, load_recipe
+from service.bundle.manifest import FORMAT_VERSION
 
 STAGES = ("prepare", "tokenize", "train", "evaluate", "export")
 
@@ -31,7 +32,8 @@ def fake_export(*arguments: Any) -> Any:
     """Writes a bundle's manifest alone: the real export takes long and is tested with the command."""
     record, out = arguments[4], arguments[5]
     out.mkdir()
-    (out / "manifest.json").write_text(json.dumps({"recipe": record.recipe, "metrics": record.metrics}))
+    manifest = {"format_version": FORMAT_VERSION, "recipe": record.recipe, "metrics": record.metrics}
+    (out / "manifest.json").write_text(json.dumps(manifest))
     (out / "weights.data").write_bytes(os.urandom(100))
     return type("Parity", (), {"num_requests": 1, "num_identical": 1, "max_logprob_difference": 0.0})()
 
@@ -87,6 +89,16 @@ def test_a_second_build_runs_nothing(copy: Path, log: Path) -> None:
     said = out.getvalue().splitlines()
     assert [line.partition(":")[0] for line in said] == list(STAGES)
     assert all("done already" in line for line in said)
+
+
+def test_a_bundle_of_an_older_format_is_exported_again(copy: Path, log: Path) -> None:
+    manifest = copy / "export" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": FORMAT_VERSION - 1}))
+    run, out = run_in(copy)
+    run.build(log)
+    assert json.loads(manifest.read_text())["format_version"] == FORMAT_VERSION
+    assert f"export: the bundle is of format {FORMAT_VERSION - 1}, this version writes" in out.getvalue()
+    assert "export: done already" not in out.getvalue()
 
 
 @pytest.mark.parametrize("stage", ["prepare", "tokenize", "evaluate", "export"])
@@ -232,6 +244,29 @@ def test_a_reward_model_alone_leaves_what_was_not_made_from_it(copy: Path) -> No
     run_small(copy)[0].align()
     # Both were made from the generator as it was before.
     assert not (copy / "evaluate.done").exists()
+    assert not (copy / "export.done").exists()
+
+
+def test_a_recipe_that_chooses_by_reward_has_a_reward_model_without_alignment(
+    copy: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def export(*arguments: Any) -> Any:
+        given.append(arguments[7])
+        return fake_export(*arguments)
+
+    monkeypatch.setattr(pipeline, "export", export)
+    for stage in ("evaluate", "export"):  # of another recipe
+        (copy / f"{stage}.done").unlink()
+    chooses = ("align.num_iterations=0", "export.choice=reward")
+    with pytest.raises(StageError, match="run `oneslate reward` with this --out first"):
+        run_small(copy, *chooses)[0].export()
+    run_small(copy, *chooses)[0].build(log)
+    assert not (copy / "align").exists()
+    assert [type(reward).__name__ for reward in given] == ["TrainedReward"]
+    (copy / "reward.done").unlink()
+    run_small(copy, *chooses)[0].reward()
     assert not (copy / "export.done").exists()
 
 
