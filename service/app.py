@@ -7,40 +7,48 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import get_args
 
-import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
-from service.api import events, operations, recommend, users
+from service.api import events, items, operations, recommend, similar, users
 from service.api.context import RequestContext
 from service.api.openapi import describe
 from service.api.operations import package_version
 from service.api.replies import add_handlers
 from service.api.serving import Serving
-from service.bundle import Bundle
-from service.catalog import CatalogSnapshot
-from service.history import HistoryLimits, HistoryStore, MemoryHistoryStore
+from service.bundle.manifest import Purpose
+from service.catalog import CatalogLog, LiveCatalog
+from service.errors import CatalogError, CatalogUnavailable
+from service.history import HistoryStore, ShownRecorder
 from service.inference.batcher import Batcher
-from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
-from service.inference.features import RequestInputs, build_batch
 from service.inference.runner import Runner
+from service.items import CatalogFollower, ItemWriter
 from service.logs import configure_logging
 from service.metrics import Metrics
+from service.opening import open_catalog_log, open_history, open_model, redis_url, warm_up
 from service.recommend import Recommender
-from service.settings import HistorySettings, Settings
+from service.settings import CatalogSettings, Settings
 
 _log = logging.getLogger(__name__)
-_DAY_MS = 24 * 3600 * 1000
 
 
-def create_app(settings: Settings, *, runner: Runner | None = None, history: HistoryStore | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    runner: Runner | None = None,
+    history: HistoryStore | None = None,
+    catalog_log: CatalogLog | None = None,
+) -> FastAPI:
     """The application; its lifespan opens what the settings name and closes what it opened.
 
     Args:
         settings: Read once, here.
         runner: Instead of the one that the settings name; its catalog is the bundle's, or the fake one.
         history: Instead of the store that the settings name; stays open.
+        catalog_log: Instead of the one that the settings name; stays open. With `history` and without this one, changes
+            of items end with the process.
 
     Entering the lifespan raises BundleError, CatalogError, RunnerError, HistoryUnavailable or ValueError, each with one
     clear line, when something named cannot be used. A Redis that does not answer is none of these: slates do without.
@@ -49,7 +57,7 @@ def create_app(settings: Settings, *, runner: Runner | None = None, history: His
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _serving(settings, metrics, runner, history) as serving:
+        async with _serving(settings, metrics, runner, history, catalog_log) as serving:
             app.state.serving = serving
             yield
             serving.stopping = True
@@ -68,7 +76,8 @@ def create_app(settings: Settings, *, runner: Runner | None = None, history: His
     app.state.metrics = metrics
     app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.limits.body_bytes)
     add_handlers(app, metrics)
-    for module in (recommend, events, users, operations):
+    # An item id may hold slashes: what is below an item's own path comes before it.
+    for module in (recommend, events, users, similar, items, operations):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
@@ -147,17 +156,30 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def _serving(
-    settings: Settings, metrics: Metrics, runner: Runner | None, history: HistoryStore | None
+    settings: Settings,
+    metrics: Metrics,
+    runner: Runner | None,
+    history: HistoryStore | None,
+    catalog_log: CatalogLog | None,
 ) -> AsyncIterator[Serving]:
     async with AsyncExitStack() as stack:
-        opened, snapshot = await asyncio.to_thread(_open_model, settings, runner)
-        await asyncio.to_thread(_warm_up, opened, snapshot, settings.batch.max_size)
+        opened, live = await asyncio.to_thread(open_model, settings, runner)
+        purposes = get_args(Purpose) if settings.load_graphs == "start" else ("generator",)
+        await asyncio.to_thread(warm_up, opened, live.snapshot, settings.batch.max_size, purposes)
+        url = await redis_url(settings.history) if history is None else None
         if history is None:
-            history = await _open_history(settings.history)
+            history = open_history(settings.history, url)
             stack.push_async_callback(history.close)
+        if catalog_log is None:
+            catalog_log = open_catalog_log(settings, url, opened.manifest.model_version)
+            stack.push_async_callback(catalog_log.close)
+        items = await stack.enter_async_context(_following(settings.catalog, catalog_log, live, opened, metrics))
+        shown = ShownRecorder(history, metrics) if settings.history.shown_ttl_s else None
+        if shown is not None:
+            stack.push_async_callback(shown.close)
         batcher = Batcher(
             opened,
-            lambda: snapshot,
+            lambda: live.snapshot,
             metrics,
             max_batch_size=settings.batch.max_size,
             max_wait_s=settings.batch.max_wait_ms / 1000,
@@ -165,12 +187,18 @@ async def _serving(
         )
         stack.push_async_callback(batcher.close, settings.drain_s)
         recommender = Recommender(
-            store=history, batcher=batcher, manifest=opened.manifest, catalog=lambda: snapshot, metrics=metrics
+            store=history,
+            batcher=batcher,
+            manifest=opened.manifest,
+            catalog=lambda: live.snapshot,
+            metrics=metrics,
+            shown=shown,
         )
         serving = Serving(
             settings=settings,
             runner=opened,
-            catalog=lambda: snapshot,
+            catalog=lambda: live.snapshot,
+            items=items,
             store=history,
             batcher=batcher,
             recommender=recommender,
@@ -179,73 +207,27 @@ async def _serving(
         )
         metrics.watch(lambda: batcher.queue_depth, lambda: not serving.not_ready_reasons())
         metrics.build.labels(package_version(), opened.manifest.model_version, opened.provider).set(1)
-        _log.info("model %s, catalog %s", opened.manifest.model_version, snapshot.version)
+        _log.info("model %s, catalog %s", opened.manifest.model_version, live.snapshot.version)
         yield serving
 
 
-def _open_model(settings: Settings, runner: Runner | None) -> tuple[Runner, CatalogSnapshot]:
-    """The runner and the catalog that it decodes against."""
-    if settings.bundle is None:
-        runner = runner or FakeRunner(fake_manifest(), settings.fake.service_time_ms / 1000)
-        return runner, fake_catalog(settings.fake.num_items, runner.manifest.num_levels)
-    bundle = Bundle.open(settings.bundle)
-    bundled = bundle.catalog()
-    snapshot = CatalogSnapshot.build(
-        bundled.items,
-        bundled.sids_NL,
-        bundled.num_events_N,
-        max_branch=bundle.manifest.max_branch,
-        vectors_ND=bundled.vectors_ND,
-    )
-    if runner is None and settings.runner == "fake":
-        runner = FakeRunner(bundle.manifest, settings.fake.service_time_ms / 1000)
-    if runner is None:
-        # The fake runner and its tests do without onnxruntime.
-        from service.inference.golden import check_golden  # noqa: PLC0415
-        from service.inference.ort_runner import OrtRunner  # noqa: PLC0415
-
-        runner = OrtRunner(bundle.manifest, bundle.graph_path(), num_threads=settings.intra_op_threads)
-        num_cases = check_golden(bundle, runner, snapshot)
-        _log.info("%s agrees with its %d golden cases", settings.bundle, num_cases)
-    return runner, snapshot
-
-
-def _warm_up(runner: Runner, snapshot: CatalogSnapshot, max_batch_size: int) -> None:
-    """Runs the smallest and the largest shapes once, so that no request pays for first allocations."""
-    for num_events in (0, runner.manifest.history_length):
-        events = RequestInputs(
-            item_keys_E=np.zeros(num_events, dtype=np.uint64),
-            timestamps_ms_E=np.zeros(num_events, dtype=np.int64),
-            actions_E=np.ones(num_events, dtype=np.int32),
-            values_E=np.full(num_events, np.nan, dtype=np.float32),
-            now_ms=0,
-        )
-        for batch_size in (1, max_batch_size):
-            runner.run(build_batch([events] * batch_size, snapshot, runner.manifest, max_batch_size))
-
-
-async def _open_history(settings: HistorySettings) -> HistoryStore:
-    limits = HistoryLimits(
-        num_entries=settings.num_entries, num_seen=settings.num_seen, max_age_ms=settings.max_age_days * _DAY_MS
-    )
-    if settings.url is None and settings.data_dir is None:
-        raise ValueError("ONESLATE_HISTORY__URL or ONESLATE_HISTORY__DATA_DIR must say where histories are kept")
-    if settings.url is not None and settings.url.get_secret_value() == "memory://":
-        return MemoryHistoryStore(limits)
-    # Without Redis nothing of it is loaded.
-    from service.history.connection import ConnectionLimits  # noqa: PLC0415
-    from service.history.embedded import EmbeddedRedis  # noqa: PLC0415
-    from service.history.redis_store import RedisHistoryStore  # noqa: PLC0415
-
-    if settings.data_dir is not None:
-        embedded = EmbeddedRedis(settings.data_dir, appendfsync=settings.fsync)
-        url = await asyncio.to_thread(embedded.start)
-    else:
-        assert settings.url is not None
-        url = settings.url.get_secret_value()
-    connection_limits = ConnectionLimits(
-        connect_timeout_ms=settings.connect_timeout_ms,
-        read_timeout_ms=settings.read_timeout_ms,
-        max_connections=settings.max_connections,
-    )
-    return RedisHistoryStore(url, limits, connection_limits)
+@asynccontextmanager
+async def _following(
+    settings: CatalogSettings, log: CatalogLog, live: LiveCatalog, runner: Runner, metrics: Metrics
+) -> AsyncIterator[ItemWriter]:
+    """Brings the catalog to the end of its log, keeps it there, and gives what writes to it."""
+    follower = CatalogFollower(log, live, metrics, poll_s=settings.poll_ms / 1000, merge_s=settings.merge_ms / 1000)
+    writer = ItemWriter(log, live, follower, runner.manifest.max_branch, metrics)
+    follower.adopt = writer.adopt
+    try:
+        await follower.catch_up()
+    except (CatalogUnavailable, CatalogError) as error:
+        # Slates of the bundle's own items are better than none; the follower keeps trying.
+        _log.warning("starting with the bundle's own items: %s", error)
+    task = asyncio.create_task(follower.run(), name="catalog follower")
+    try:
+        yield writer
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await follower.close()

@@ -5,6 +5,7 @@ OneSlateError
 |-- CatalogError           items or sids that do not make a catalog
 |-- FilterError            a filter that names what does not exist or says nothing legal
 |-- HistoryUnavailable     the history store did not answer in time
+|-- CatalogUnavailable     the catalog's log did not answer in time
 |-- Overloaded             not admitted: the queue is full
 |-- DeadlineExceeded       admitted, then out of time
 |-- RunnerError            the inference runner failed or is gone
@@ -31,6 +32,10 @@ class FilterError(OneSlateError, ValueError):
 
 class HistoryUnavailable(OneSlateError):
     """The history store did not answer in time."""
+
+
+class CatalogUnavailable(OneSlateError):
+    """The catalog's log did not answer in time: the change is not stored."""
 
 
 class Overloaded(OneSlateError):

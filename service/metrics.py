@@ -36,6 +36,34 @@ class Metrics:
             "oneslate_history_errors", "Operations that the history store did not answer.", ["operation"],
             registry=registry,
         )  # fmt: skip
+        self.item_changes = Counter(
+            "oneslate_item_changes", "Changes of items received here, by outcome.", ["outcome"], registry=registry
+        )
+        self.catalog_errors = Counter(
+            "oneslate_catalog_log_errors", "Operations that the catalog's log did not answer.", ["operation"],
+            registry=registry,
+        )  # fmt: skip
+        self.catalog_applied = Counter(
+            "oneslate_catalog_changes_applied", "Changes of items that came through the log.", registry=registry
+        )
+        self.catalog_left_out = Counter(
+            "oneslate_catalog_items_left_out", "New items for which the model's graph has no room.", registry=registry
+        )
+        self.catalog_merge_seconds = Histogram(
+            "oneslate_catalog_merge_seconds", "Making the next snapshot of the catalog.", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.catalog_visible_seconds = Histogram(
+            "oneslate_catalog_visible_seconds", "From the log to the snapshot in service, the oldest change of each.",
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.catalog_items = Gauge(
+            "oneslate_catalog_items", "Items of the snapshot in service, removed ones included.", registry=registry
+        )
+        self.catalog_followed = Gauge(
+            "oneslate_catalog_followed_timestamp_seconds", "When the catalog's log was last read to its end.",
+            registry=registry,
+        )  # fmt: skip
         self.ready = Gauge("oneslate_ready", "1 when ready for traffic.", registry=registry)
         self.build = Gauge(
             "oneslate_build_info", "What runs; always 1.", ["version", "model_version", "provider"], registry=registry

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.errors import HistoryUnavailable, OneSlateError, Overloaded
+from service.errors import CatalogUnavailable, HistoryUnavailable, OneSlateError, Overloaded
 
 MEDIA_TYPE: Final = "application/problem+json"
 _TYPE_PREFIX: Final = "urn:oneslate:problem:"
@@ -36,15 +36,18 @@ INVALID_REQUEST = ProblemType("invalid-request", 422, "The request is not valid"
 OVERLOADED = ProblemType("overloaded", 429, "Too many requests wait already")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "Something went wrong on our side")
 HISTORY_UNAVAILABLE = ProblemType("history-unavailable", 503, "The history store does not answer")
+CATALOG_UNAVAILABLE = ProblemType("catalog-unavailable", 503, "The catalog's log does not answer")
 NOT_READY = ProblemType("not-ready", 503, "The service is not ready")
 
 UNKNOWN_ITEM = ProblemType("unknown-item", 422, "The catalog does not hold the item")
+REFUSED_ITEM = ProblemType("refused-item", 409, "The item cannot be taken into the catalog")
 UNKNOWN_ACTION = ProblemType("unknown-action", 422, "The model does not know the action")
 REFUSED_EVENT = ProblemType("refused-event", 422, "The event cannot be stored")
 
 PROBLEM_TYPES: Final = (
     MALFORMED_JSON, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, OVERLOADED,
-    INTERNAL_ERROR, HISTORY_UNAVAILABLE, NOT_READY, UNKNOWN_ITEM, UNKNOWN_ACTION, REFUSED_EVENT,
+    INTERNAL_ERROR, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY, UNKNOWN_ITEM, REFUSED_ITEM, UNKNOWN_ACTION,
+    REFUSED_EVENT,
 )  # fmt: skip
 """Every type that is ever answered."""
 
@@ -103,4 +106,6 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, HistoryUnavailable):
         # The message names hosts; it goes to the log.
         return Problem(HISTORY_UNAVAILABLE, "The history store did not answer in time; nothing was acknowledged.")
+    if isinstance(error, CatalogUnavailable):
+        return Problem(CATALOG_UNAVAILABLE, "The catalog's log did not answer in time; sending all again does no harm.")
     return Problem(INTERNAL_ERROR, "The error is logged under the request id.")

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -18,13 +18,15 @@ import numpy.typing as npt
 
 from service.bundle import Manifest
 from service.catalog import CatalogSnapshot, TagFilter
-from service.domain import Slate, SlateItem, item_key
-from service.errors import DeadlineExceeded, HistoryUnavailable, RunnerError
-from service.history import HistoryStore, UserHistory
+from service.domain import RankedSlate, Slate, SlateItem, item_key
+from service.domain.explanation import ExplainedItem
+from service.errors import DeadlineExceeded, HistoryUnavailable, Overloaded, RunnerError
+from service.history import HistoryStore, ShownRecorder, ShownSlate, UserHistory, shown_until
 from service.inference.batcher import Answer, Batcher
+from service.inference.choice import slates_of
+from service.inference.explain import explanation_of
 from service.inference.features import RequestInputs
 from service.inference.popular import PopularRanking
-from service.inference.runner import DEAD_SCORE
 from service.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -32,11 +34,15 @@ _log = logging.getLogger(__name__)
 MODEL_UNAVAILABLE: Final = "model_unavailable"
 DEADLINE: Final = "deadline"
 HISTORY_UNAVAILABLE: Final = "history_unavailable"
+UNKNOWN_CONTINUATION: Final = "unknown_continuation"
 TOO_FEW_ITEMS: Final = "too_few_items"
+NOT_EXPLAINED: Final = "not_explained"
 COLD_START: Final = "cold_start"
-REASONS: Final = (MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, TOO_FEW_ITEMS, COLD_START)
+REASONS: Final = (
+    MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, UNKNOWN_CONTINUATION, TOO_FEW_ITEMS, NOT_EXPLAINED, COLD_START
+)  # fmt: skip
 """The most severe first; an answer gives the first that holds."""
-_DEGRADED: Final = frozenset({MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE})
+_DEGRADED: Final = frozenset({MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, UNKNOWN_CONTINUATION})
 
 _ANSWER_RESERVE_S: Final = 0.002
 """Kept back from the deadline for the popular slate and its way out."""
@@ -59,6 +65,8 @@ class RecommendQuery:
 
     user_id: str
     slate_size: int
+    num_slates: int = 1
+    """Whole slates asked for, the answered one included."""
     history: Sequence[PastEvent] | None = None
     """In any order; replaces the stored one."""
     exclude: Sequence[str] = ()
@@ -66,6 +74,18 @@ class RecommendQuery:
     seen_actions: frozenset[str] | None = None
     """Only events of these actions count as seen; None: all."""
     tag_filter: TagFilter | None = None
+    max_per_group: int = 0
+    """Most items of one group; 0: any number."""
+    diversity: float = 0.0
+    """As `Batch.diversities_B`."""
+    temperature: float | None = None
+    """Of a sampled slate, for which the bundle has the graph; None: the best."""
+    seed: int = 0
+    """Of a sampled slate; below 2^32."""
+    continue_from: str | None = None
+    """The slate that this one shall be the next after: what it and those before it showed is left out."""
+    explain: bool = False
+    """Whether to say why the slate came out as it did; the bundle has the graph for it."""
     deadline_ms: float
 
 
@@ -111,8 +131,11 @@ class Recommender:
         manifest: Manifest,
         catalog: Callable[[], CatalogSnapshot],
         metrics: Metrics,
+        shown: ShownRecorder | None = None,
     ) -> None:
+        """`shown`: told of every slate that is answered; None: nothing is kept of them."""
         self._store = store
+        self._shown = shown
         self._batcher = batcher
         self._manifest = manifest
         self._metrics = metrics
@@ -132,22 +155,27 @@ class Recommender:
         deadline_s = started_s + query.deadline_ms / 1000 - _ANSWER_RESERVE_S
         course = _Course(started_s, deadline_s, time.time_ns() // 1_000_000)
         inputs = await self._inputs(query, course)
-        answer: Answer | None = None
-        if DEADLINE not in course.reasons:
-            try:
-                answer = await self._batcher.submit(inputs, deadline_s)
-            except DeadlineExceeded:
-                course.reasons.add(DEADLINE)
-            except RunnerError:
-                course.reasons.add(MODEL_UNAVAILABLE)
+        answer = await self._decode(inputs, course)
         if answer is None:
             snapshot, items = self._popular_items(inputs, query.slate_size)
+            slates: list[RankedSlate] = []
         else:
-            snapshot, items = answer.snapshot, items_of(answer, query.slate_size)
+            snapshot, choice = answer.snapshot, self._manifest.choice
+            slates = slates_of(
+                answer.beams, snapshot, query.slate_size, query.num_slates, choice, diversity=query.diversity
+            )
+            items = slates[0].items
+        explanation = await self._explain(inputs, slates, course) if query.explain else None
         if len(items) < query.slate_size:
             course.reasons.add(TOO_FEW_ITEMS)
         slate = Slate(
             items=items,
+            score=slates[0].score if slates else None,
+            reward=slates[0].reward if slates else None,
+            propensity=slates[0].propensity if slates else None,
+            seed=None if answer is None or query.temperature is None else query.seed,
+            alternatives=tuple(slates[1:]),
+            explanation=explanation,
             source="popular" if answer is None else "model",
             model_version=self._manifest.model_version,
             catalog_version=snapshot.version,
@@ -155,9 +183,53 @@ class Recommender:
             degraded=not _DEGRADED.isdisjoint(course.reasons),
             reason=next((reason for reason in REASONS if reason in course.reasons), None),
         )
-        return self._finish(slate, answer, course)
+        return self._finish(query, slate, answer, course)
 
-    def _finish(self, slate: Slate, answer: Answer | None, course: _Course) -> Recommendation:
+    async def _decode(self, inputs: RequestInputs, course: _Course) -> Answer | None:
+        """What the model writes; None, and a note in `course`, where it does not."""
+        if DEADLINE in course.reasons:
+            return None
+        try:
+            return await self._batcher.submit(inputs, course.deadline_s)
+        except DeadlineExceeded:
+            course.reasons.add(DEADLINE)
+        except RunnerError:
+            course.reasons.add(MODEL_UNAVAILABLE)
+        return None
+
+    async def _explain(
+        self, inputs: RequestInputs, slates: Sequence[RankedSlate], course: _Course
+    ) -> tuple[ExplainedItem, ...] | None:
+        """Why the best slate came out: a second run through the queue, within what is left of the deadline.
+
+        What fails here costs the explanation alone, and `course` notes it.
+        """
+        if not slates:
+            course.reasons.add(NOT_EXPLAINED)
+            return None
+        keys_K = _keys([item.item_id for item in slates[0].items])
+        request = replace(inputs, purpose="explain", forced_keys_K=keys_K)
+        try:
+            answer = await self._batcher.submit(request, course.deadline_s)
+        except (DeadlineExceeded, RunnerError, Overloaded):
+            course.reasons.add(NOT_EXPLAINED)
+            return None
+        # Looking for examples in a large catalog takes milliseconds: not on the event loop.
+        explanation = await asyncio.to_thread(explanation_of, answer.beams, answer.snapshot, request)
+        if explanation is None:
+            course.reasons.add(NOT_EXPLAINED)
+        return explanation
+
+    def _finish(self, query: RecommendQuery, slate: Slate, answer: Answer | None, course: _Course) -> Recommendation:
+        recommendation_id = _new_id(course.now_ms)
+        if self._shown is not None:
+            shown = ShownSlate(
+                user_id=query.user_id,
+                recommendation_id=recommendation_id,
+                continued_from=query.continue_from,
+                item_keys=tuple(item_key(item.item_id) for item in slate.items),
+            )
+            self._shown.add(shown)
         total_s = time.monotonic() - course.started_s
         features_s, queue_s, inference_s = (
             (0.0, 0.0, 0.0) if answer is None else (answer.features_s, answer.queue_s, answer.inference_s)
@@ -171,24 +243,36 @@ class Recommender:
             inference_s=inference_s,
             total_s=total_s,
         )
-        return Recommendation(recommendation_id=_new_id(course.now_ms), slate=slate, timings=timings)
+        return Recommendation(recommendation_id=recommendation_id, slate=slate, timings=timings)
 
     async def _inputs(self, query: RecommendQuery, course: _Course) -> RequestInputs:
         """The model's inputs for the query; notes in `course` what is missing from them."""
+        stored = None
+        if query.history is None or query.continue_from is not None:
+            stored = await self._read(query, course)
         if query.history is not None:
             inputs = self._from_request(query, query.history, course)
         else:
-            stored = await self._read(query.user_id, course)
             inputs = self._from_store(query, stored, course)
+        if query.continue_from is not None:
+            shown_S = None if stored is None else shown_until(stored.shown, query.continue_from)
+            if shown_S is None:
+                course.reasons.add(UNKNOWN_CONTINUATION)
+            else:
+                inputs = replace(inputs, excluded_keys_S=np.concatenate([inputs.excluded_keys_S, shown_S]))
         if not len(inputs.item_keys_E) and HISTORY_UNAVAILABLE not in course.reasons:
             course.reasons.add(COLD_START)
+        if query.temperature is not None:
+            inputs = replace(inputs, purpose="sampler", temperature=query.temperature, seed=query.seed)
         return inputs
 
-    async def _read(self, user_id: str, course: _Course) -> UserHistory | None:
+    async def _read(self, query: RecommendQuery, course: _Course) -> UserHistory | None:
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(course.deadline_s - began_s):
-                return await self._store.read(user_id, course.now_ms)
+                if query.continue_from is None:
+                    return await self._store.read(query.user_id, course.now_ms)
+                return await self._store.read(query.user_id, course.now_ms, with_shown=True)
         except HistoryUnavailable as error:
             self._metrics.history_errors.labels("read").inc()
             _log.warning("answering without history: %s", error)
@@ -221,6 +305,8 @@ class Recommender:
             values_E=entries_E["value"],
             excluded_keys_S=np.concatenate(excluded),
             tag_filter=query.tag_filter,
+            max_per_group=query.max_per_group,
+            diversity=query.diversity,
             now_ms=course.now_ms,
         )
 
@@ -240,6 +326,8 @@ class Recommender:
             values_E=np.array([np.nan if e.value is None else e.value for e in ordered], dtype=np.float32),
             excluded_keys_S=np.concatenate(excluded),
             tag_filter=query.tag_filter,
+            max_per_group=query.max_per_group,
+            diversity=query.diversity,
             now_ms=course.now_ms,
         )
 
@@ -260,29 +348,6 @@ class Recommender:
         )
 
 
-def items_of(answer: Answer, slate_size: int) -> tuple[SlateItem, ...]:
-    """The items of the beam whose first `slate_size` places are the best, cut there.
-
-    Longer slates count before more probable ones: a shorter one is a dead end.
-    """
-    valid_WK = answer.item_valid_WK[:, :slate_size]
-    if slate_size == answer.item_rows_WK.shape[1]:
-        beam = 0
-    else:
-        prefix_scores_W = answer.level_logprobs_WKL[:, :slate_size].sum(axis=(1, 2))
-        prefix_scores_W[answer.scores_W <= DEAD_SCORE] = -np.inf
-        beam = int(np.lexsort((-prefix_scores_W, -valid_WK.sum(axis=1)))[0])
-    valid_K = valid_WK[beam]
-    rows_K = answer.item_rows_WK[beam, :slate_size][valid_K]
-    scores = answer.level_logprobs_WKL[beam, :slate_size].sum(axis=1)[valid_K].tolist()
-    sids = answer.snapshot.sids_NL[rows_K].tolist()
-    items = answer.snapshot.items
-    return tuple(
-        SlateItem(items[row].item_id, score, tuple(sid))
-        for row, score, sid in zip(rows_K.tolist(), scores, sids, strict=True)
-    )
-
-
 def _without_events(excluded: npt.NDArray[np.uint64], query: RecommendQuery, course: _Course) -> RequestInputs:
     return RequestInputs(
         item_keys_E=_NO_KEYS,
@@ -291,6 +356,8 @@ def _without_events(excluded: npt.NDArray[np.uint64], query: RecommendQuery, cou
         values_E=np.zeros(0, dtype=np.float32),
         excluded_keys_S=excluded,
         tag_filter=query.tag_filter,
+        max_per_group=query.max_per_group,
+        diversity=query.diversity,
         now_ms=course.now_ms,
     )
 

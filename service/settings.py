@@ -40,6 +40,10 @@ class HistorySettings(_Group):
     num_seen: int = Field(default=1024, ge=1, le=65_536)
     """Last distinct (item, action) pairs kept per user, for `exclude_seen`."""
     max_age_days: int = Field(default=365, ge=1, le=36_500)
+    shown_ttl_s: int = Field(default=3600, ge=0, le=7 * 86_400)
+    """How long the slates that a user was shown are kept after the last of them, for `continue_from`; 0: not at all."""
+    shown_bytes: int = Field(default=4096, ge=512, le=1_000_000)
+    """Of them the newest, up to so many bytes per user: 33 for a slate and 8 for each of its items."""
     connect_timeout_ms: int = Field(default=50, ge=1, le=60_000)
     read_timeout_ms: int = Field(default=50, ge=1, le=60_000)
     max_connections: int = Field(default=64, ge=1, le=4096)
@@ -49,6 +53,19 @@ class HistorySettings(_Group):
         if self.url is not None and self.data_dir is not None:
             raise ValueError("give url or data_dir, not both")
         return self
+
+
+class CatalogSettings(_Group):
+    """How changes of items come into service. Their log is kept where histories are."""
+
+    poll_ms: float = Field(default=100.0, ge=1, le=60_000)
+    """How often the log is asked for news."""
+    merge_ms: float = Field(default=250.0, ge=1, le=60_000)
+    """From one snapshot to the next, at least."""
+    log_entries: int = Field(default=10_000, ge=100, le=10_000_000)
+    """Entries that the log keeps; a replica that misses more reads the whole catalog again."""
+    read_timeout_ms: int = Field(default=2000, ge=1, le=60_000)
+    """For one reply of the log."""
 
 
 class BatchSettings(_Group):
@@ -72,6 +89,8 @@ class LimitSettings(_Group):
     """Events in `history`."""
     events: int = Field(default=1000, ge=1)
     """Events in one `POST /v1/events`."""
+    items: int = Field(default=1000, ge=1)
+    """Items in one `POST /v1/items`."""
     tags: int = Field(default=100, ge=1)
     """Tags in each part of a filter."""
 
@@ -118,13 +137,23 @@ class Settings(BaseSettings):
     """0: any free port."""
     bundle: Path | None = None
     """Directory of the bundle to serve."""
-    runner: Literal["onnx", "fake"] = "onnx"
-    """`fake`: no model; without a bundle, a small catalog of its own. For tests and for measuring HTTP."""
+    runner: Literal["auto", "onnx", "openvino", "fake"] = "onnx"
+    """`onnx`: ONNX Runtime. `openvino`: OpenVINO (its own extra; no mixture of experts). `auto`:
+    what was fastest when the bundle was exported, if it loads here. `fake`: no model; without a bundle, a small catalog
+    of its own. For tests and for measuring HTTP."""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Where ONNX Runtime computes. `cuda` needs the extra `[gpu]`; without a working GPU the service does not start."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network; `bfloat16` with `openvino` alone, where it is faster on CPUs that have it."""
+    load_graphs: Literal["start", "first_use"] = "start"
+    """When graphs beside the generator's are loaded (each takes memory and, of a large model, seconds): before the
+    service is ready, or when a request first needs one, which then may find its time over; others do not wait."""
     intra_op_threads: int = Field(default=0, ge=0)
     """Threads of one run; 0: as many as there are physical cores."""
     deadline_ms: float = Field(default=500.0, ge=1, le=60_000)
     """For requests that bring none."""
     history: HistorySettings = HistorySettings()
+    catalog: CatalogSettings = CatalogSettings()
     batch: BatchSettings = BatchSettings()
     limits: LimitSettings = LimitSettings()
     fake: FakeSettings = FakeSettings()
@@ -137,8 +166,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _something_to_serve(self) -> "Settings":
-        if self.runner == "onnx" and self.bundle is None:
+        if self.runner != "fake" and self.bundle is None:
             raise ValueError(f"{_PREFIX}BUNDLE must name the directory of a bundle")
+        if self.precision != "float32" and self.runner != "openvino":
+            raise ValueError(f"{_PREFIX}PRECISION={self.precision} needs {_PREFIX}RUNNER=openvino")
+        if self.provider != "cpu" and self.runner != "onnx":
+            raise ValueError(f"{_PREFIX}PROVIDER={self.provider} needs {_PREFIX}RUNNER=onnx")
         return self
 
     @classmethod

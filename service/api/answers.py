@@ -33,8 +33,39 @@ class ItemAnswer(AnswerModel):
     sid: list[int]
 
 
+class AlternativeAnswer(AnswerModel):
+    """Another whole slate."""
+
+    items: list[ItemAnswer]
+    score: float = Field(description="Sum of its items' scores.")
+    reward: float | None = Field(description="What the reward model expects of it; null where the model has none.")
+
+
+class RunnerUpAnswer(AnswerModel):
+    """A legal code that could have been written instead."""
+
+    code: int
+    logprob: float
+    item_id: str | None = Field(description="The most popular item below it; null when there is none any more.")
+
+
+class ExplainedCodeAnswer(AnswerModel):
+    """One code of an item's semantic ID."""
+
+    code: int
+    logprob: float = Field(description="Of the code after all codes before it; they sum up to the item's score.")
+    runner_ups: list[RunnerUpAnswer] = Field(description="The most likely others, best first.")
+
+
+class ExplainedItemAnswer(AnswerModel):
+    """How one item of the slate was written."""
+
+    item_id: str
+    levels: list[ExplainedCodeAnswer]
+
+
 class TookMs(AnswerModel):
-    """Milliseconds by stage; features and inference are those of the whole batch."""
+    """Milliseconds by stage; features and inference are the whole batch's, and an explanation counts in total alone."""
 
     history: float
     features: float
@@ -52,9 +83,49 @@ class RecommendAnswer(AnswerModel):
     beam_width: int
     source: Literal["model", "popular"]
     degraded: bool
-    reason: Literal["model_unavailable", "deadline", "history_unavailable", "too_few_items", "cold_start"] | None
+    reason: (
+        Literal[
+            "model_unavailable",
+            "deadline",
+            "history_unavailable",
+            "unknown_continuation",
+            "too_few_items",
+            "not_explained",
+            "cold_start",
+        ]
+        | None
+    )
     items: list[ItemAnswer]
+    score: float | None = Field(description="Sum of its items' scores; null when no model ran.")
+    reward: float | None = Field(description="What the reward model expects of the slate; null where there is none.")
+    propensity: float | None = Field(
+        description="Probability that a slate drawn for this request begins with these items in this order, whatever "
+        "the seed; null where the slate was not drawn."
+    )
+    seed: int | None = Field(description="With which the slate was drawn; null where it was not.")
+    alternatives: list[AlternativeAnswer] = Field(
+        description="The next best slates, best first, each with another set of items; fewer where there are no more."
+    )
+    explanation: list[ExplainedItemAnswer] | None = Field(
+        description="One for each of `items`; null when not asked for, or `not_explained` for want of time."
+    )
     took_ms: TookMs
+
+
+class SimilarItemAnswer(AnswerModel):
+    """An item that is like another."""
+
+    item_id: str
+    num_shared: int = Field(description="First codes of the semantic IDs that are the same.")
+    cosine: float | None = Field(description="Of the model's item vectors; null where it has none.")
+
+
+class SimilarAnswer(AnswerModel):
+    """What is like an item, most similar first."""
+
+    item_id: str
+    catalog_version: str
+    items: list[SimilarItemAnswer]
 
 
 class EventResult(AnswerModel):
@@ -69,6 +140,35 @@ class EventsAnswer(AnswerModel):
     """One result per event, in their order."""
 
     results: list[EventResult]
+
+
+class CatalogItemAnswer(AnswerModel):
+    """An item of the catalog."""
+
+    item_id: str
+    title: str
+    text: str
+    tags: list[str]
+    group: str
+    available: bool
+    sid: list[int]
+    num_events: int = Field(description="Training events.")
+    catalog_version: str
+
+
+class ItemResult(AnswerModel):
+    """What became of one change."""
+
+    item_id: str
+    status: Literal["added", "changed", "removed", "refused"]
+    sid: list[int] | None = Field(description="Where the model has its place; null where it has none.")
+    problem: ProblemBody | None = Field(default=None, description="Why it is refused.")
+
+
+class ItemsAnswer(AnswerModel):
+    """One result per change, in their order. Slates follow within a second, on every replica."""
+
+    results: list[ItemResult]
 
 
 class HistoryEventAnswer(AnswerModel):

@@ -15,6 +15,7 @@ from service.problems import BODY_TOO_LARGE, INTERNAL_ERROR, Problem, ProblemErr
 
 _log = logging.getLogger("service.requests")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CONVERTOR: Final = re.compile(r":\w+}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -69,7 +70,7 @@ class RequestContext:
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
         took_s = time.perf_counter() - exchange.started_s
         # Only names that we gave may become labels, or a client could make as many as it likes.
-        route = getattr(scope.get("route"), "path", "unmatched").replace(":any_text}", "}")
+        route = _CONVERTOR.sub("}", getattr(scope.get("route"), "path", "unmatched"))
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, exchange.status or 499).inc()
         self._metrics.request_seconds.labels(route).observe(took_s)

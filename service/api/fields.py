@@ -16,6 +16,8 @@ _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d
 
 ExternalId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN)]
 """A user, item, event or recommendation id."""
+RecommendationId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+"""As answers give it."""
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=ID_PATTERN)]
 """An action, a tag, or a named filter."""
 Value = Annotated[float, Field(allow_inf_nan=False, ge=-3.4e38, le=3.4e38)]
@@ -28,6 +30,8 @@ def _whole(value: object) -> object:
 
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_whole)]
+"""Of a draw."""
 
 
 class _Timestamp:

@@ -9,12 +9,12 @@ from pydantic.json_schema import models_json_schema
 
 from service.api.answers import ProblemBody
 from service.api.fields import StrictModel
-from service.api.requests import EventsBody, RecommendBody
+from service.api.requests import EventsBody, ItemBody, ItemsBody, RecommendBody
 from service.api.serving import Serving
 from service.problems import MEDIA_TYPE, PROBLEM_TYPES
 
 _COMPONENT = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (RecommendBody, EventsBody, ProblemBody)
+_BODIES: tuple[type[BaseModel], ...] = (RecommendBody, EventsBody, ItemBody, ItemsBody, ProblemBody)
 
 
 def json_body(model: type[StrictModel]) -> dict[str, Any]:
@@ -64,6 +64,7 @@ def _add_limits(components: dict[str, Any], serving: Serving) -> None:
     actions = list(manifest.action_numbers)
     body = components["RecommendBody"]["properties"]
     body["slate_size"]["maximum"] = manifest.slate_size
+    body["num_slates"]["maximum"] = manifest.beam_width
     body["exclude"]["maxItems"] = limits.exclude
     _non_null(body["history"])["maxItems"] = limits.history
     _non_null(body["seen_actions"])["items"] = {"type": "string", "enum": actions}
@@ -75,6 +76,7 @@ def _add_limits(components: dict[str, Any], serving: Serving) -> None:
     for part in components["FilterBody"]["properties"].values():
         part["maxItems"] = limits.tags
     components["EventsBody"]["properties"]["events"]["maxItems"] = limits.events
+    components["ItemsBody"]["properties"]["items"]["maxItems"] = limits.items
 
 
 def _non_null(schema: dict[str, Any]) -> dict[str, Any]:

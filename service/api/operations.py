@@ -67,7 +67,7 @@ async def what_runs(request: Request) -> Response:
             "catalog_version": snapshot.version,
             "num_items": snapshot.num_items,
             "provider": serving.runner.provider,
-            "precision": manifest.graphs["generator"].precision,
+            "precision": serving.runner.precision,
             "slate_size": manifest.slate_size,
             "actions": list(manifest.action_numbers),
             "filters": sorted(serving.filters),

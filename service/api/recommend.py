@@ -1,6 +1,9 @@
 """`POST /v1/recommend`."""
 
+import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,7 +16,9 @@ from service.api.openapi import json_body, problems
 from service.api.replies import json_response
 from service.api.requests import FilterBody, RecommendBody
 from service.api.serving import Serving, serving_of
+from service.bundle import Manifest
 from service.catalog import TagFilter
+from service.domain import SlateItem
 from service.recommend import Recommendation, RecommendQuery
 
 router = APIRouter(tags=["recommend"])
@@ -47,6 +52,11 @@ def to_query(body: RecommendBody, serving: Serving) -> RecommendQuery:
     actions = manifest.action_numbers
     if body.slate_size > manifest.slate_size:
         raise invalid("/slate_size", f"this model's slates have at most {manifest.slate_size} items")
+    if body.num_slates > manifest.beam_width:
+        raise invalid("/num_slates", f"this model writes {manifest.beam_width} slates at a time")
+    _check_graphs(body, manifest)
+    if body.continue_from is not None and not serving.settings.history.shown_ttl_s:
+        raise invalid("/continue_from", "this service does not keep what was shown")
     if len(body.exclude) > limits.exclude:
         raise invalid("/exclude", f"at most {limits.exclude} items, not {len(body.exclude)}")
     history = None
@@ -63,13 +73,30 @@ def to_query(body: RecommendBody, serving: Serving) -> RecommendQuery:
     return RecommendQuery(
         user_id=body.user_id,
         slate_size=body.slate_size,
+        num_slates=body.num_slates,
         history=history,
         exclude=body.exclude,
         exclude_seen=body.exclude_seen,
         seen_actions=None if body.seen_actions is None else frozenset(body.seen_actions),
         tag_filter=_filter(body.filter, serving),
+        # A cap that the slate cannot reach is none; so every cap fits the graph's 32 bits.
+        max_per_group=0 if (body.max_per_group or 0) >= body.slate_size else body.max_per_group or 0,
+        diversity=body.diversity,
+        temperature=1.0 if body.temperature is None and body.seed is not None else body.temperature,
+        seed=secrets.randbits(32) if body.seed is None else body.seed,
+        continue_from=body.continue_from,
+        explain=body.explain,
         deadline_ms=serving.settings.deadline_ms if body.deadline_ms is None else body.deadline_ms,
     )
+
+
+def _check_graphs(body: RecommendBody, manifest: Manifest) -> None:
+    """Refuses what takes a graph that the bundle does not have."""
+    if body.explain and "explain" not in manifest.graphs:
+        raise invalid("/explain", "this model was exported without the graph that explains")
+    for name in ("temperature", "seed"):
+        if getattr(body, name) is not None and "sampler" not in manifest.graphs:
+            raise invalid(f"/{name}", "this model was exported without the graph that draws slates")
 
 
 def _filter(asked: str | FilterBody | None, serving: Serving) -> TagFilter | None:
@@ -87,6 +114,10 @@ def _filter(asked: str | FilterBody | None, serving: Serving) -> TagFilter | Non
     return asked.tag_filter()
 
 
+def _items(items: Sequence[SlateItem]) -> list[dict[str, Any]]:
+    return [{"item_id": item.item_id, "score": item.score, "sid": item.sid} for item in items]
+
+
 def to_members(answer: Recommendation) -> dict[str, Any]:
     """The members of `RecommendAnswer`."""
     slate, timings = answer.slate, answer.timings
@@ -98,7 +129,15 @@ def to_members(answer: Recommendation) -> dict[str, Any]:
         "source": slate.source,
         "degraded": slate.degraded,
         "reason": slate.reason,
-        "items": [{"item_id": item.item_id, "score": item.score, "sid": item.sid} for item in slate.items],
+        "items": _items(slate.items),
+        "score": slate.score,
+        "reward": slate.reward,
+        "propensity": slate.propensity,
+        "seed": slate.seed,
+        "alternatives": [
+            {"items": _items(other.items), "score": other.score, "reward": other.reward} for other in slate.alternatives
+        ],
+        "explanation": None if slate.explanation is None else [asdict(item) for item in slate.explanation],
         "took_ms": {
             "history": round(timings.history_s * 1000, 3),
             "features": round(timings.features_s * 1000, 3),

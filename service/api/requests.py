@@ -5,10 +5,25 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.fields import Count, ExternalId, Name, StrictModel, TimestampMs, Value
+from service.api.fields import (
+    ID_PATTERN,
+    Count,
+    ExternalId,
+    Name,
+    RecommendationId,
+    Seed,
+    StrictModel,
+    TimestampMs,
+    Value,
+)
 from service.catalog import TagFilter
 from service.recommend import PastEvent
 
+ItemText = Annotated[str, Field(max_length=20_000)]
+MAX_TAGS: Final = 1000
+MAX_EMBEDDING: Final = 16_384
+GROUP_PATTERN: Final = ID_PATTERN.replace("]+$", "]*$")
+"""As an id, but it may be empty."""
 Tags = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
@@ -67,6 +82,9 @@ class RecommendBody(StrictModel):
 
     user_id: ExternalId
     slate_size: Count = Field(description="Items asked for, at most the model's slate size.")
+    num_slates: Count = Field(
+        default=1, description="Whole slates asked for, the others as `alternatives`; at most the model's beam width."
+    )
     history: tuple[HistoryEvent, ...] | None = Field(
         default=None, description="In any order; replaces the stored history and counts as seen."
     )
@@ -76,9 +94,61 @@ class RecommendBody(StrictModel):
         default=None, description="Only events of these actions count as seen; left out: all."
     )
     filter: Filter | None = Field(default=None, description="A named filter, or tags.")
+    max_per_group: Count | None = Field(
+        default=None,
+        description="Most items of one group in the slate, which may leave it shorter; left out: any number.",
+    )
+    diversity: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="What a slate's score, in nats, loses for every two of its items that share their first code.",
+    )
+    temperature: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Draws the slate instead of taking the best: each code from the softmax of its score over this, "
+        "among the codes that are legal then. 1: as the model learned; near 0: as the best; larger: more even.",
+    )
+    seed: Seed | None = Field(
+        default=None,
+        description="Of the draw: the same request draws the same slate. Alone: temperature 1. Left out: a fresh one.",
+    )
+    continue_from: RecommendationId | None = Field(
+        default=None,
+        description="A `recommendation_id` of this user: the next slate, without what it and those before it showed.",
+    )
+    explain: bool = Field(
+        default=False, description="Say which code was how likely at each step, and what else was close."
+    )
     deadline_ms: Annotated[float, Field(ge=1, le=60_000, allow_inf_nan=False)] | None = Field(
         default=None, description="Answer by then, with a popular slate if need be; left out: the service's default."
     )
+
+
+class ItemBody(StrictModel):
+    """What an item is. A new one is placed by its embedding, or else by title, text and tags."""
+
+    title: ItemText | None = None
+    text: ItemText | None = None
+    tags: Annotated[tuple[Name, ...], Field(max_length=MAX_TAGS)] | None = None
+    group: Annotated[str, Field(max_length=100, pattern=GROUP_PATTERN)] | None = Field(
+        default=None, description="The one tag that caps per group count by; empty: none."
+    )
+    available: bool | None = Field(default=None, description="Whether it may be recommended now.")
+    embedding: Annotated[tuple[Value, ...], Field(min_length=1, max_length=MAX_EMBEDDING)] | None = Field(
+        default=None, description="As wide as the model's embeddings; instead of the text."
+    )
+
+
+class ItemChangeBody(ItemBody):
+    """What changes of an item; members left out stay as they are."""
+
+    item_id: ExternalId
+    removed: bool | None = Field(default=None, description="true takes the item out, false brings it back.")
+
+
+class ItemsBody(StrictModel):
+    """Changes of items; several of one item count in their order."""
+
+    items: Annotated[tuple[ItemChangeBody, ...], Field(min_length=1)]
 
 
 class EventBody(StrictModel):

@@ -10,6 +10,7 @@ from service.catalog import CatalogSnapshot, TagFilter
 from service.history import HistoryStore
 from service.inference.batcher import Batcher
 from service.inference.runner import Runner
+from service.items import ItemWriter
 from service.metrics import Metrics
 from service.problems import NOT_READY, Problem, ProblemError
 from service.recommend import Recommender
@@ -24,6 +25,7 @@ class Serving:
     runner: Runner
     catalog: Callable[[], CatalogSnapshot]
     """The snapshot in service now."""
+    items: ItemWriter
     store: HistoryStore
     batcher: Batcher
     recommender: Recommender

@@ -1,41 +1,22 @@
 """`/v1/users/{user_id}/history`: read what is kept of a user, or forget it."""
 
-from typing import Annotated
-
 import numpy as np
-from fastapi import APIRouter, Path, Request
-from starlette.convertors import Convertor, register_url_convertor
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.answers import HistoryAnswer
-from service.api.fields import ID_PATTERN, MAX_ID_CHARS
 from service.api.openapi import problems
+from service.api.paths import PathId
 from service.api.replies import json_response
 from service.api.serving import serving_of
 from service.errors import HistoryUnavailable
 
 router = APIRouter(tags=["users"])
-
-
-class _AnyText(Convertor[str]):
-    """Ids may hold slashes; and one with a line end must be told why it is refused, not that there is nothing."""
-
-    regex = r"[\s\S]*"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("any_text", _AnyText())
 _ROUTE = "/v1/users/{user_id:any_text}/history"
-UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN)]
 
 
 @router.get(_ROUTE, response_model=HistoryAnswer, responses=problems(422, 503))
-async def read_history(user_id: UserId, request: Request) -> Response:
+async def read_history(user_id: PathId, request: Request) -> Response:
     """The stored history, newest last; an unknown user's is empty."""
     serving = serving_of(request)
     try:
@@ -59,7 +40,7 @@ async def read_history(user_id: UserId, request: Request) -> Response:
 
 
 @router.delete(_ROUTE, status_code=204, responses=problems(422, 503))
-async def forget_history(user_id: UserId, request: Request) -> Response:
+async def forget_history(user_id: PathId, request: Request) -> Response:
     """Forgets the user's history, seen items and event ids; also when there is nothing."""
     serving = serving_of(request)
     try:

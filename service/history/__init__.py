@@ -4,6 +4,17 @@
 """
 
 from service.history.memory import MemoryHistoryStore
-from service.history.store import Durability, EventOutcome, HistoryLimits, HistoryStore, UserHistory
+from service.history.shown import ShownRecorder, shown_until
+from service.history.store import Durability, EventOutcome, HistoryLimits, HistoryStore, ShownSlate, UserHistory
 
-__all__ = ["Durability", "EventOutcome", "HistoryLimits", "HistoryStore", "MemoryHistoryStore", "UserHistory"]
+__all__ = [
+    "Durability",
+    "EventOutcome",
+    "HistoryLimits",
+    "HistoryStore",
+    "MemoryHistoryStore",
+    "ShownRecorder",
+    "ShownSlate",
+    "UserHistory",
+    "shown_until",
+]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from service.history.connection import RedisConnection, ScriptCall
+from service.connection import RedisConnection, ScriptCall
 from service.history.scripts import REGISTER_ACTIONS
 from service.history.store import MAX_NUM_ACTIONS
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from service.domain import Event
 from service.history.admission import no_room_for_action, pack, refusal
 from service.history.codec import ENTRY_BYTES, decode_entries, decode_seen
+from service.history.shown import decode_shown, encode_shown
 from service.history.store import (
     DUPLICATE,
     MAX_NUM_ACTIONS,
@@ -15,6 +16,7 @@ from service.history.store import (
     Durability,
     EventOutcome,
     HistoryLimits,
+    ShownSlate,
     UserHistory,
 )
 
@@ -27,6 +29,10 @@ class _User:
     """Packed (item key, action) pairs, last seen last."""
     event_ids: dict[str, int] = field(default_factory=dict)
     """When each event id arrived, in ms."""
+    shown: list[bytes] = field(default_factory=list)
+    """Packed slates, newest last."""
+    shown_until_s: float = 0.0
+    """On the clock of `time.monotonic`."""
 
 
 class MemoryHistoryStore:
@@ -71,13 +77,26 @@ class MemoryHistoryStore:
             if now_ms - arrived_ms > self._limits.dedupe_ms:
                 del user.event_ids[event_id]
 
-    async def read(self, user_id: str, now_ms: int | None = None) -> UserHistory:
+    async def remember(self, slates: Sequence[ShownSlate]) -> None:
+        """See HistoryStore."""
+        for slate in slates:
+            user = self._users.setdefault(slate.user_id, _User())
+            if user.shown_until_s <= time.monotonic():
+                user.shown.clear()
+            user.shown.append(encode_shown(slate))
+            while sum(map(len, user.shown)) > self._limits.shown_bytes:
+                del user.shown[0]
+            user.shown_until_s = time.monotonic() + self._limits.shown_ms / 1000
+
+    async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
         """See HistoryStore."""
         oldest_ms = (time.time_ns() // 1_000_000 if now_ms is None else now_ms) - self._limits.max_age_ms
         user = self._users.get(user_id, _User())
         packed = b"".join(entry for timestamp_ms, _, entry in user.entries if timestamp_ms >= oldest_ms)
         assert len(packed) <= self._limits.num_entries * ENTRY_BYTES
-        return UserHistory(decode_entries(packed), decode_seen(b"".join(user.seen)), self._action_names)
+        is_kept = with_shown and user.shown_until_s > time.monotonic()
+        shown = decode_shown(user_id, b"".join(user.shown)) if is_kept else ()
+        return UserHistory(decode_entries(packed), decode_seen(b"".join(user.seen)), self._action_names, shown)
 
     async def delete(self, user_id: str) -> bool:
         """See HistoryStore."""

@@ -4,6 +4,7 @@ Keys of a user share the hash tag `{b<crc32(user) mod 256>}`, so that one script
 
     {b17}h1:<user>          packed entries, time ascending (codec.py; 1 is its format version)
     {b17}s1:<user>          packed seen items, last seen last, with repetitions until they are cut
+    {b17}r1:<user>          packed slates that were shown, newest last (shown.py)
     {b17}d1:<user>:0..2     digests of event ids of the period (in turn), as integer sets
 
 History and seen items are strings, not lists: one MGET reads both, at half the CPU time (docs/decisions/0003).
@@ -17,14 +18,15 @@ from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
+from service.connection import ConnectionLimits, RedisConnection, ScriptCall
 from service.domain import Event
 from service.errors import HistoryUnavailable
 from service.history.actions import ActionRegistry
 from service.history.admission import no_room_for_action, pack, refusal
 from service.history.codec import ENTRY_BYTES, FORMAT_VERSION, SEEN_BYTES, decode_entries, decode_seen
-from service.history.connection import ConnectionLimits, RedisConnection, ScriptCall
-from service.history.scripts import APPEND
-from service.history.store import DUPLICATE, STORED, Durability, EventOutcome, HistoryLimits, UserHistory
+from service.history.scripts import APPEND, REMEMBER
+from service.history.shown import decode_shown, encode_shown
+from service.history.store import DUPLICATE, STORED, Durability, EventOutcome, HistoryLimits, ShownSlate, UserHistory
 
 _NUM_BUCKETS = 256
 _NUM_PERIODS = 3
@@ -96,19 +98,32 @@ class RedisHistoryStore:
             ],
         )
 
-    async def read(self, user_id: str, now_ms: int | None = None) -> UserHistory:
+    async def remember(self, slates: Sequence[ShownSlate]) -> None:
+        """See HistoryStore: one round trip. Not retried: a slate that is kept twice does no harm, but takes room."""
+        limits = self._limits
+        calls = [
+            ScriptCall(
+                REMEMBER, [_Keys(slate.user_id).shown], [encode_shown(slate), limits.shown_bytes, limits.shown_ms]
+            )
+            for slate in slates
+        ]
+        await self._connection.scripts(calls, may_retry=False)
+
+    async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
         """See HistoryStore: one round trip (one more when another replica has just added an action)."""
         keys = _Keys(user_id)
-        packed, packed_seen = await self._connection.command("MGET", keys.history, keys.seen)
+        names = (keys.history, keys.seen, keys.shown) if with_shown else (keys.history, keys.seen)
+        packed, packed_seen, *packed_shown = await self._connection.command("MGET", *names)
         oldest_ms = (time.time_ns() // 1_000_000 if now_ms is None else now_ms) - self._limits.max_age_ms
         try:
             entries_N = decode_entries((packed or b"")[-self._limits.num_entries * ENTRY_BYTES :])
             seen_S = decode_seen(packed_seen or b"")
+            shown = decode_shown(user_id, packed_shown[0] or b"") if with_shown else ()
         except ValueError as error:
             raise HistoryUnavailable(f"history at {self._connection.target} is damaged: {error}") from error
         entries_N = entries_N[entries_N["timestamp_ms"].searchsorted(oldest_ms) :]
         await self._know_actions(entries_N, seen_S)
-        return UserHistory(entries_N, seen_S, self._actions.names)
+        return UserHistory(entries_N, seen_S, self._actions.names, shown)
 
     async def _know_actions(self, *arrays: Any) -> None:
         largest = max((int(array["action"].max()) for array in arrays if array.size), default=-1)
@@ -122,7 +137,7 @@ class RedisHistoryStore:
     async def delete(self, user_id: str) -> bool:
         """See HistoryStore."""
         keys = _Keys(user_id)
-        return bool(await self._connection.command("DEL", keys.history, keys.seen, *keys.event_ids))
+        return bool(await self._connection.command("DEL", keys.history, keys.seen, keys.shown, *keys.event_ids))
 
     async def ping(self) -> float:
         """See HistoryStore. Reads the action registry, which keeps the local copy true."""
@@ -149,12 +164,13 @@ class RedisHistoryStore:
 class _Keys:
     """Every key of one user."""
 
-    __slots__ = ("event_ids", "history", "seen")
+    __slots__ = ("event_ids", "history", "seen", "shown")
 
     def __init__(self, user_id: str) -> None:
         tag = f"{{b{crc32(user_id.encode()) % _NUM_BUCKETS}}}"
         self.history = f"{tag}h{FORMAT_VERSION}:{user_id}"
         self.seen = f"{tag}s{FORMAT_VERSION}:{user_id}"
+        self.shown = f"{tag}r{FORMAT_VERSION}:{user_id}"
         self.event_ids = [f"{tag}d{FORMAT_VERSION}:{user_id}:{period}" for period in range(_NUM_PERIODS)]
 
 

@@ -1,19 +1,6 @@
-"""The Lua scripts that run inside Redis (6.2 and later), each one atomic, and their digests."""
+"""The Lua scripts that run inside Redis (6.2 and later), each one atomic."""
 
-from dataclasses import dataclass, field
-from hashlib import sha1
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A script's text and the SHA-1 that EVALSHA knows it by."""
-
-    text: str
-    digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", sha1(self.text.encode(), usedforsecurity=False).hexdigest())
-
+from service.connection import Script
 
 APPEND = Script("""
 -- Appends events of one user, each event id once.
@@ -116,6 +103,21 @@ for key = 1, 2 do
   if lifetime ~= -2 and lifetime < tonumber(ARGV[8]) * 15 / 16 then redis.call('PEXPIRE', KEYS[key], ARGV[8]) end
 end
 return answer
+""")
+
+REMEMBER = Script("""
+-- Appends one shown slate (ARGV 1) to a user's (KEYS 1), and cuts the oldest while all are longer than ARGV 2 bytes.
+-- They live for another ARGV 3 ms.
+local HEADER = 33
+local num_bytes = redis.call('APPEND', KEYS[1], ARGV[1])
+if num_bytes > tonumber(ARGV[2]) then
+  local body = redis.call('GET', KEYS[1])
+  local from = 0
+  while num_bytes - from > tonumber(ARGV[2]) do from = from + HEADER + 8 * string.byte(body, from + HEADER) end
+  redis.call('SET', KEYS[1], string.sub(body, from + 1))
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return num_bytes
 """)
 
 REGISTER_ACTIONS = Script("""

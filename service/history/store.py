@@ -35,6 +35,10 @@ class HistoryLimits:
     """Last distinct (item, action) pairs that the list of seen items keeps at least."""
     dedupe_ms: int = 7 * DAY_MS
     """An event id is recognised for at least this long, and at most three times as long."""
+    shown_bytes: int = 4096
+    """Of the slates that were shown to a user the newest are kept, up to so much: 33 bytes each and 8 for each item."""
+    shown_ms: int = 3600 * 1000
+    """They are kept for so long after the last of them."""
     future_tolerance_ms: int = 5 * 60 * 1000
     """Events further ahead of the clock are refused."""
 
@@ -63,6 +67,18 @@ STORED = EventOutcome("stored")
 DUPLICATE = EventOutcome("duplicate")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSlate:
+    """A slate that a user was answered."""
+
+    user_id: str
+    recommendation_id: str
+    """32 hexadecimal digits."""
+    continued_from: str | None
+    """The slate that this one is the next after."""
+    item_keys: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class UserHistory:
     """One user's history as arrays; an unknown user's is empty."""
@@ -73,6 +89,8 @@ class UserHistory:
     """codec.SEEN_DTYPE (`item_key`, `action`), oldest first, possibly with repetitions."""
     action_names: tuple[str, ...]
     """Name of each action number. The same tuple as long as no action is added: tables built from it may be kept."""
+    shown: tuple[ShownSlate, ...] = ()
+    """Where asked for: what the user was shown lately, oldest first."""
 
     @property
     def seen_keys(self) -> NDArray[np.uint64]:
@@ -99,12 +117,16 @@ class HistoryStore(Protocol):
         """
         ...
 
-    async def read(self, user_id: str, now_ms: int | None = None) -> UserHistory:
-        """The newest entries within the limits at `now_ms` (None: the clock), and the seen items."""
+    async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
+        """The newest entries within the limits at `now_ms` (None: the clock), and the seen items; one round trip."""
+        ...
+
+    async def remember(self, slates: Sequence[ShownSlate]) -> None:
+        """Keep slates that were shown, within the limits. They are no events: nothing counts as seen by them."""
         ...
 
     async def delete(self, user_id: str) -> bool:
-        """Forget everything about the user, event ids included; False when there was nothing."""
+        """Forget everything about the user, event ids and shown slates included; False when there was nothing."""
         ...
 
     async def ping(self) -> float:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_build
@@ -20,7 +21,9 @@ COMMANDS = [
     "build", "prepare", "tokenize", "train", "reward", "align", "evaluate", "export", "simulate", "trials", "serve",
     "demo", "results",
 ]  # fmt: skip
-BENCHES = ["decode", "http", "tokenize"]
+BENCHES = ["decode", "http", "live", "tokenize"]
+OPTIONS = {"live": ["--bundle", "."]}
+"""What a bench cannot do without: of the live catalog, a bundle to serve."""
 
 
 def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +44,18 @@ def test_every_command_is_known_here() -> None:
     group = typer.main.get_command(oneslate.cli)
     assert sorted(group.commands) == sorted([*COMMANDS, "bench"])  # type: ignore[attr-defined]
     assert sorted(group.commands["bench"].commands) == sorted(BENCHES)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_a_bench_records_only_when_told_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    asked: list[dict[str, Any]] = []
+    module = {"decode": "decode.command"}.get(name, name)
+    monkeypatch.setattr(f"loadtests.bench.{module}.run", lambda *_, **options: asked.append(options))
+    done = CliRunner().invoke(oneslate.cli, ["bench", name, *OPTIONS.get(name, [])])
+    assert done.exit_code == 0, done.output
+    assert asked[0]["record"] is False
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in BENCHES)])

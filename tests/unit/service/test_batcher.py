@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.catalog import CatalogSnapshot
+from service.bundle import Manifest
+from service.bundle.manifest import Purpose
+from service.catalog import CatalogSnapshot, TagFilter
 from service.domain import item_key
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
+from service.inference import features
 from service.inference.batcher import Answer, Batcher
 from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
 from service.inference.features import RequestInputs
@@ -23,6 +27,7 @@ from service.metrics import Metrics
 
 CATALOG = fake_catalog(50)
 MANIFEST = fake_manifest(slate_size=4, beam_width=2)
+ONE_GRAPH = MANIFEST.model_copy(update={"graphs": {"generator": MANIFEST.graphs["generator"]}})
 
 
 class Killed(BaseException):
@@ -32,13 +37,18 @@ class Killed(BaseException):
 class GatedRunner(FakeRunner):
     """Waits for the gate before each run, and notes the sizes and catalogs of its batches."""
 
-    def __init__(self) -> None:
-        super().__init__(MANIFEST)
+    def __init__(self, manifest: Manifest = MANIFEST) -> None:
+        super().__init__(manifest)
         self.gate = threading.Semaphore(0)
         self.entered = threading.Semaphore(0)
         self.lengths: list[list[int]] = []
+        self.loading = threading.Semaphore(0)
         self.catalogs: list[CatalogSnapshot] = []
         self.fails_with: BaseException | None = None
+
+    def load(self, purpose: Purpose) -> None:
+        assert self.loading.acquire(timeout=10)
+        super().load(purpose)
 
     def run(self, batch: Batch) -> Decoded:
         self.entered.release()
@@ -51,13 +61,14 @@ class GatedRunner(FakeRunner):
         return super().run(batch)
 
 
-def request(num_events: int = 1, now_ms: int = 10**12) -> RequestInputs:
+def request(num_events: int = 1, now_ms: int = 10**12, purpose: Purpose = "generator") -> RequestInputs:
     return RequestInputs(
         item_keys_E=np.array([item_key(f"item-{number}") for number in range(num_events)], dtype=np.uint64),
         timestamps_ms_E=np.zeros(num_events, dtype=np.int64),
         actions_E=np.ones(num_events, dtype=np.int32),
         values_E=np.full(num_events, np.nan, dtype=np.float32),
         now_ms=now_ms,
+        purpose=purpose,
     )
 
 
@@ -97,6 +108,74 @@ async def test_arrivals_during_a_run_share_the_next_one() -> None:
         answers = await asyncio.gather(first, *others)
     assert runner.lengths == [[1], [2, 3, 4], [5]]
     assert all(answer.queue_s >= 0 and answer.inference_s > 0 for answer in answers)
+
+
+async def test_a_run_takes_the_oldest_and_what_waits_for_the_same_graph() -> None:
+    runner = GatedRunner()
+    runner.loading.release()
+    runner.gate.release()
+    async with batcher_of(runner, max_batch_size=3) as batcher:
+        await batcher.submit(request(7, purpose="explain"), soon())  # its graph is loaded by now
+        await entered(runner)
+        [first] = await submitted(batcher, request(1))
+        await entered(runner)
+        asked = [request(2, purpose="explain"), request(3), request(4, purpose="explain"), request(5), request(6)]
+        others = await submitted(batcher, *asked)
+        runner.gate.release(3)
+        await asyncio.gather(first, *others)
+    assert runner.lengths == [[7], [1], [2, 4], [3, 5, 6]]
+
+
+async def test_a_run_brings_no_more_filters_than_its_catalog_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_MOST_FILTER_CELLS", 2 * (CATALOG.num_items + 1) + 1)
+    filters = [TagFilter(any_of=frozenset({tag})) for tag in ("even", "odd", "rare")]
+    runner = GatedRunner()
+    async with batcher_of(runner, max_batch_size=8) as batcher:
+        waiting = [asyncio.create_task(batcher.submit(request(9), soon()))]
+        await entered(runner)
+        asked = [replace(request(number), tag_filter=filters[number % 3]) for number in range(6)]
+        waiting += [asyncio.create_task(batcher.submit(one, soon())) for one in asked]
+        await asyncio.sleep(0)
+        for _ in range(3):
+            runner.gate.release()
+        answers = await asyncio.gather(*waiting)
+    assert runner.lengths == [[9], [0, 1, 3, 4], [2, 5]]
+    assert all(isinstance(answer, Answer) for answer in answers)
+
+
+def test_the_filters_of_a_batch_fit_a_budget_and_32_bits() -> None:
+    assert features.most_filters(50) > 10**6
+    assert features.most_filters(10**6) == 256
+    assert features.most_filters(10**7) == 16
+    assert features.most_filters(10**9) == 1
+    for num_items in (1, 1000, 2**20, 10**7, 2**28):
+        assert features.most_filters(num_items) * (num_items + 1) < 2**31
+
+
+async def test_nobody_waits_for_a_graph_that_another_request_needs() -> None:
+    runner = GatedRunner()
+    runner.gate.release(3)
+    async with batcher_of(runner) as batcher:
+        [explained] = await submitted(batcher, request(2, purpose="explain"))
+        assert isinstance(await batcher.submit(request(1), soon()), Answer)
+        with pytest.raises(DeadlineExceeded, match="still being loaded"):
+            await batcher.submit(request(3, purpose="explain"), time.monotonic() + 0.02)
+        assert not explained.done()
+        runner.loading.release()
+        assert isinstance(await explained, Answer)
+        assert isinstance(await batcher.submit(request(3, purpose="explain"), soon()), Answer)
+    assert runner.lengths == [[1], [2], [3]]
+
+
+async def test_a_graph_that_does_not_load_fails_those_who_need_it() -> None:
+    runner = GatedRunner(ONE_GRAPH)
+    runner.loading.release()
+    runner.gate.release()
+    async with batcher_of(runner) as batcher:
+        for _ in range(2):  # it is not tried again and again
+            with pytest.raises(RunnerError, match="no graph 'explain'"):
+                await batcher.submit(request(2, purpose="explain"), soon())
+        assert isinstance(await batcher.submit(request(1), soon()), Answer)
 
 
 async def test_an_idle_worker_waits_for_company_when_told_to() -> None:
@@ -280,7 +359,7 @@ def test_answers_are_those_of_each_request_alone(arrivals: list[tuple[int, int]]
     async def each(one: Callable[[RequestInputs], Awaitable[Answer]], pause: int, inputs: RequestInputs) -> list[int]:
         for _ in range(pause):
             await asyncio.sleep(0)
-        return (await one(inputs)).item_rows_WK.ravel().tolist()
+        return (await one(inputs)).beams.item_rows_WK.ravel().tolist()
 
     async def run() -> None:
         inputs = [request(length) for length, _ in arrivals]

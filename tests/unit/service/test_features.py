@@ -1,6 +1,7 @@
 """The arrays of a batch against a plain-Python oracle."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from service.catalog import CatalogSnapshot, TagFilter
 from service.domain import item_key
 from service.inference.fake_runner import fake_catalog, fake_manifest
 from service.inference.features import RequestInputs, bucket, build_batch
-from service.inference.runner import FIRST_CODE, NO_ROW, PAD_CODE, UNKNOWN_CODE, Batch
+from service.inference.feeds import seed_words
+from service.inference.runner import FIRST_CODE, NO_ROW, PAD_CODE, UNKNOWN_CODE, Batch, age_seconds
 
 NUM_ITEMS = 40
 CATALOG: CatalogSnapshot = fake_catalog(NUM_ITEMS)
@@ -25,7 +27,7 @@ FILTERS = [
 
 item_ids = st.integers(0, NUM_ITEMS + 5).map(lambda number: f"item-{number}")  # the last few are unknown
 events = st.tuples(
-    item_ids, st.integers(0, 2000), st.integers(1, 2), st.one_of(st.none(), st.floats(-1e6, 1e6, width=32))
+    item_ids, st.integers(0, 2**42), st.integers(1, 2), st.one_of(st.none(), st.floats(-1e6, 1e6, width=32))
 )
 
 
@@ -40,8 +42,25 @@ def requests(draw: st.DrawFn) -> RequestInputs:
         values_E=np.array([math.nan if event[3] is None else event[3] for event in history], dtype=np.float32),
         excluded_keys_S=_keys(excluded),
         tag_filter=draw(st.sampled_from(FILTERS)),
-        now_ms=draw(st.integers(1000, 1500)),
+        max_per_group=draw(st.integers(0, 3)),
+        diversity=draw(st.sampled_from([0.0, 0.5])),
+        now_ms=draw(st.integers(0, 2**42)),
     )
+
+
+@pytest.mark.parametrize("power", range(32))
+def test_ages_reach_a_bucket_with_their_last_millisecond(power: int) -> None:
+    """The edges are 2^b - 1 seconds: whole seconds lose nothing of what milliseconds say."""
+    now_ms, edge_s = 1_700_000_000_000, 2**power - 1
+    times_ms = now_ms - 1000 * edge_s + np.array([[1, 0, -1, -999]])
+    expected = [max(0, edge_s - 1), edge_s, edge_s, edge_s]
+    assert age_seconds(times_ms, np.array([now_ms])).tolist() == [expected]
+
+
+def test_an_age_is_never_negative_and_fits_32_bits() -> None:
+    ages = age_seconds(np.array([[5_000, 0, -(2**62)]]), np.array([4_000]))
+    assert ages.tolist() == [[0, 4, 2**31 - 1]]
+    assert ages.dtype == np.int32
 
 
 @settings(deadline=None, max_examples=150)
@@ -65,6 +84,7 @@ def _check_history(batch: Batch, row: int, request: RequestInputs) -> None:
             assert batch.history_rows_BT[row, place] == NO_ROW
             assert batch.history_actions_BT[row, place] == 0
             assert np.isnan(batch.history_values_BT[row, place])
+            assert batch.history_ages_BT[row, place] == 0
             continue
         key, at_ms, action, value = newest[place]
         item = next((item for item in CATALOG.items if item_key(item.item_id) == key), None)
@@ -75,7 +95,7 @@ def _check_history(batch: Batch, row: int, request: RequestInputs) -> None:
             assert batch.history_rows_BT[row, place] == CATALOG.items.index(item)
             sid = CATALOG.sids_NL[CATALOG.items.index(item)].tolist()
             assert codes == [code + FIRST_CODE for code in sid]
-        assert batch.history_times_BT[row, place] == min(at_ms, request.now_ms)
+        assert batch.history_ages_BT[row, place] == min(max(0, request.now_ms - int(at_ms)) // 1000, 2**31 - 1)
         assert batch.history_actions_BT[row, place] == action
         np.testing.assert_equal(batch.history_values_BT[row, place], value)
 
@@ -86,7 +106,28 @@ def _check_restrictions(batch: Batch, row: int, request: RequestInputs) -> None:
     assert sorted(found) == sorted(_rows_of_key()[key] for key in wanted)
     cumsum = batch.allowed_cumsum_FN[batch.filter_slots_B[row]]
     np.testing.assert_array_equal(cumsum, CATALOG.allowed_cumsum(request.tag_filter))
-    assert batch.now_B[row] == request.now_ms
+    assert batch.group_limits_B[row] == request.max_per_group
+    assert batch.diversities_B[row] == request.diversity
+    assert (batch.group_limits_B.dtype, batch.diversities_B.dtype) == (np.int32, np.float32)
+
+
+@pytest.mark.parametrize("purpose", ["generator", "sampler"])
+def test_draws_go_to_the_sampler_alone(purpose: str) -> None:
+    one = RequestInputs(
+        item_keys_E=_keys([]), timestamps_ms_E=np.zeros(0, np.int64), actions_E=np.zeros(0, np.int32),
+        values_E=np.zeros(0, np.float32), now_ms=0, purpose=purpose, temperature=0.5, seed=2**32 - 1,
+    )  # fmt: skip
+    batch = build_batch([one, one, replace(one, seed=7)], CATALOG, MANIFEST, max_batch_size=8)
+    if purpose == "generator":
+        assert batch.draws is None
+        return
+    assert batch.draws is not None
+    assert batch.draws.seeds_B.tolist() == [2**32 - 1, 2**32 - 1, 7, 0]
+    assert batch.draws.temperatures_B.tolist() == [0.5, 0.5, 0.5, 1.0]
+    assert (batch.draws.seeds_B.dtype, batch.draws.temperatures_B.dtype) == (np.int64, np.float32)
+    words_BS = seed_words(batch.draws.seeds_B)
+    assert words_BS.dtype == np.int32
+    assert len({tuple(words) for words in words_BS.tolist()}) == 3
 
 
 def _check_shapes(batch: Batch, batch_requests: list[RequestInputs]) -> None:
@@ -98,6 +139,7 @@ def _check_shapes(batch: Batch, batch_requests: list[RequestInputs]) -> None:
     assert len(batch.allowed_cumsum_FN) < 2 * len({request.tag_filter for request in batch_requests})
     padding = slice(len(batch_requests), None)
     assert not batch.history_lengths_B[padding].any()
+    assert not batch.group_limits_B[padding].any()
     assert (batch.excluded_rows_BX[padding] == NO_ROW).all()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from service.catalog import TagFilter
 from service.domain import Event
 from service.errors import HistoryUnavailable, RunnerError
-from service.history import MemoryHistoryStore, UserHistory
-from service.inference.batcher import Answer, Batcher
+from service.history import MemoryHistoryStore, ShownRecorder, UserHistory
+from service.inference.batcher import Batcher
 from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
 from service.inference.popular import PopularRanking
-from service.inference.runner import DEAD_SCORE, Batch, Decoded
+from service.inference.runner import Batch, Decoded
 from service.metrics import Metrics
-from service.recommend import PastEvent, Recommendation, Recommender, RecommendQuery, items_of
+from service.recommend import PastEvent, Recommendation, Recommender, RecommendQuery
 
 CATALOG = fake_catalog(300)
 MANIFEST = fake_manifest(slate_size=5)
@@ -34,9 +34,15 @@ class SpyRunner(FakeRunner):
         self.batches: list[Batch] = []
         self.sleeps_s = 0.0
         self.fails = False
+        self.explains_s: float | None = 0.0
+        """None: it fails."""
 
     def run(self, batch: Batch) -> Decoded:
         self.batches.append(batch)
+        if batch.purpose == "explain":
+            if self.explains_s is None:
+                raise RuntimeError("broken")
+            time.sleep(self.explains_s)
         time.sleep(self.sleeps_s)
         if self.fails:
             raise RuntimeError("broken")
@@ -49,11 +55,11 @@ class SlowStore(MemoryHistoryStore):
     sleeps_s = 0.0
     is_down = False
 
-    async def read(self, user_id: str, now_ms: int | None = None) -> UserHistory:
+    async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
         await asyncio.sleep(self.sleeps_s)
         if self.is_down:
             raise HistoryUnavailable("down")
-        return await super().read(user_id, now_ms)
+        return await super().read(user_id, now_ms, with_shown=with_shown)
 
 
 class House:
@@ -63,7 +69,12 @@ class House:
         self.runner, self.store, self.metrics = SpyRunner(), SlowStore(), Metrics()
         self.batcher = Batcher(self.runner, lambda: CATALOG, self.metrics)
         self.recommender = Recommender(
-            store=self.store, batcher=self.batcher, manifest=MANIFEST, catalog=lambda: CATALOG, metrics=self.metrics
+            store=self.store,
+            batcher=self.batcher,
+            manifest=MANIFEST,
+            catalog=lambda: CATALOG,
+            metrics=self.metrics,
+            shown=ShownRecorder(self.store, self.metrics),
         )
 
     async def store_events(self, *item_ids: str, user_id: str = "ann", action: str = "view") -> None:
@@ -136,7 +147,9 @@ async def test_a_history_in_the_request_replaces_the_stored_one_in_time_order(ho
     answer = await house.ask(history=history)
     assert answer.slate.reason is None
     assert excluded_ids(house.last) == {"item-4", "item-5"}
-    assert house.last.history_times_BT[0, :2].tolist() == [1000, 3000]
+    older_s, newer_s = house.last.history_ages_BT[0, :2].tolist()
+    assert older_s - newer_s == 2
+    assert newer_s == pytest.approx(time.time() - 3, abs=60)
     assert house.last.history_actions_BT[0, :2].tolist() == [1, 2]
     assert np.isnan(house.last.history_values_BT[0, 0])
     assert house.last.history_values_BT[0, 1] == 1.5
@@ -164,6 +177,34 @@ async def test_a_filter_that_leaves_too_few_says_so(house: House) -> None:
     answer = await house.ask(tag_filter=RARE)
     assert sorted(ids(answer)) == ["item-0", "item-200"]
     assert (answer.slate.reason, answer.slate.degraded) == ("too_few_items", False)
+
+
+async def test_a_cap_reaches_the_model_and_the_popular_slate(house: House) -> None:
+    answer = await house.ask(tag_filter=RARE, max_per_group=1)  # 0 and 100, 200 are of groups 0, 2 and 4
+    assert house.last.group_limits_B.tolist() == [1]
+    assert sorted(ids(answer)) == ["item-0", "item-100", "item-200"]
+    house.runner.fails = True
+    popular = await house.ask(exclude=["item-3"], max_per_group=1)
+    assert ids(popular) == [f"item-{number}" for number in (0, 1, 2, 4, 5)]
+    every = await house.ask(tag_filter=TagFilter(any_of=frozenset({"even"})), max_per_group=1, slate_size=5)
+    assert ids(every) == [f"item-{number}" for number in (0, 2, 4, 6, 8)]
+
+
+async def test_a_drawn_slate_says_its_seed_and_its_propensity(house: House) -> None:
+    answers = [(await house.ask(temperature=1.0, seed=seed)).slate for seed in (4, 4, 5)]
+    assert house.last.purpose == "sampler"
+    assert answers[0] == answers[1]
+    assert answers[0].items != answers[2].items
+    assert [slate.seed for slate in answers] == [4, 4, 5]
+    assert all(slate.propensity is not None and 0 < slate.propensity < 1 for slate in answers)
+    shorter = (await house.ask(temperature=1.0, seed=4, slate_size=2)).slate
+    assert shorter.items == answers[0].items[:2]
+    assert (shorter.propensity or 0) > (answers[0].propensity or 1)
+    best = (await house.ask()).slate
+    assert (best.seed, best.propensity, house.last.purpose) == (None, None, "generator")
+    house.runner.fails = True
+    popular = (await house.ask(temperature=1.0, seed=4)).slate
+    assert (popular.source, popular.seed, popular.propensity) == ("popular", None, None)
 
 
 async def test_without_history_store_the_model_answers_and_says_so(house: House) -> None:
@@ -201,6 +242,80 @@ async def test_a_broken_model_is_a_popular_slate(house: House) -> None:
     assert ids(answer) == [f"item-{number}" for number in range(5)]
 
 
+async def test_a_next_slate_leaves_out_what_the_ones_before_it_showed(house: House) -> None:
+    await house.store_events("item-1")
+    pages = [await house.ask(exclude=["item-9"])]
+    for _ in range(3):
+        await asyncio.sleep(0.01)  # what was shown is written behind the answer
+        pages.append(await house.ask(exclude=["item-9"], continue_from=pages[-1].recommendation_id))
+        assert (pages[-1].slate.reason, pages[-1].slate.degraded) == (None, False)
+        shown = {item_id for page in pages[:-1] for item_id in ids(page)}
+        assert excluded_ids(house.last) == {"item-1", "item-9"} | shown
+        assert not shown & set(ids(pages[-1]))
+    # From the first page on again: only that one counts. And with a history of the request's own.
+    again = await house.ask(continue_from=pages[0].recommendation_id, history=[])
+    assert excluded_ids(house.last) == set(ids(pages[0]))
+    assert again.slate.reason == "cold_start"
+
+
+async def test_a_slate_that_is_not_known_any_more_cannot_be_continued_and_is_said(house: House) -> None:
+    await house.store_events("item-1")
+    theirs = await house.ask(user_id="bob")
+    await asyncio.sleep(0.01)
+    for unknown in ("0" * 32, theirs.recommendation_id):
+        answer = await house.ask(continue_from=unknown)
+        assert len(answer.slate.items) == 5
+        assert (answer.slate.reason, answer.slate.degraded) == ("unknown_continuation", True)
+    house.store.is_down = True
+    assert (await house.ask(continue_from="0" * 32)).slate.reason == "history_unavailable"
+    assert (await house.ask(continue_from="0" * 32, history=[])).slate.reason == "history_unavailable"
+
+
+async def test_a_popular_slate_is_continued_as_well(house: House) -> None:
+    house.runner.fails = True
+    first = await house.ask()
+    await asyncio.sleep(0.01)
+    second = await house.ask(continue_from=first.recommendation_id)
+    assert second.slate.source == "popular"
+    assert not set(ids(first)) & set(ids(second))
+
+
+async def test_a_slate_is_explained_by_a_second_run(house: House) -> None:
+    await house.store_events("item-1")
+    answer = await house.ask(slate_size=3, explain=True, exclude=["item-9"])
+    assert answer.slate.explanation is not None
+    assert [item.item_id for item in answer.slate.explanation] == ids(answer)
+    first, second = house.runner.batches
+    assert (first.purpose, second.purpose) == ("generator", "explain")
+    assert second.forced_rows_BK is not None
+    assert [CATALOG.items[row].item_id for row in second.forced_rows_BK[0, :3]] == ids(answer)
+    assert (second.forced_rows_BK[0, 3:] == -1).all()
+    assert excluded_ids(second) == excluded_ids(first) == {"item-1", "item-9"}
+    assert (answer.slate.reason, answer.slate.degraded) == (None, False)
+    assert (await house.ask()).slate.explanation is None
+
+
+@pytest.mark.parametrize("explains_s", [None, 0.6])
+async def test_what_cannot_be_explained_in_time_is_answered_all_the_same(
+    house: House, explains_s: float | None
+) -> None:
+    await house.store_events("item-1")
+    house.runner.explains_s = explains_s
+    answer = await house.ask(explain=True, deadline_ms=300.0)
+    assert len(answer.slate.items) == 5
+    assert (answer.slate.source, answer.slate.explanation) == ("model", None)
+    assert (answer.slate.reason, answer.slate.degraded) == ("not_explained", False)
+    assert answer.timings.total_s < 0.5
+
+
+async def test_a_popular_slate_has_its_own_reason_and_no_explanation(house: House) -> None:
+    house.runner.fails = True
+    answer = await house.ask(explain=True)
+    assert (answer.slate.source, answer.slate.reason) == ("popular", "model_unavailable")
+    assert answer.slate.explanation is None
+    assert len(house.runner.batches) == 1
+
+
 async def test_ids_are_unique_and_ascend(house: House) -> None:
     answers = [await house.ask() for _ in range(3)]
     got = [answer.recommendation_id for answer in answers]
@@ -208,58 +323,29 @@ async def test_ids_are_unique_and_ascend(house: House) -> None:
     assert [one[:12] for one in got] == sorted(one[:12] for one in got)
 
 
-def _answer(logprobs_WK: Sequence[Sequence[float]], valid_WK: Sequence[Sequence[bool]]) -> Answer:
-    logprobs = np.array(logprobs_WK, dtype=np.float32)
-    valid = np.array(valid_WK)
-    scores_W = np.where(valid[:, 0], logprobs.sum(axis=1), DEAD_SCORE)
-    rows_WK = np.where(valid, np.arange(valid.size).reshape(valid.shape), -1).astype(np.int32)
-    return Answer(
-        snapshot=CATALOG,
-        beam_width=len(logprobs),
-        item_rows_WK=rows_WK,
-        item_valid_WK=valid,
-        level_logprobs_WKL=np.where(valid, logprobs, 0)[:, :, None] * np.array([0.5, 0.25, 0.25], dtype=np.float32),
-        scores_W=scores_W,
-        queue_s=0,
-        features_s=0,
-        inference_s=0,
-    )
-
-
-def test_a_shorter_slate_is_the_best_prefix_of_any_beam() -> None:
-    every = [True, True, True]
-    answer = _answer([[-3, -1, -1], [-1, -2, -4], [-2, -0.5, -9]], [every, every, every])
-    assert [item.score for item in items_of(answer, 3)] == [-3, -1, -1]
-    assert [item.score for item in items_of(answer, 2)] == [-2, -0.5]
-    assert [item.score for item in items_of(answer, 1)] == [-1]
-
-
-def test_dead_beams_and_empty_places_are_never_taken() -> None:
-    answer = _answer([[-3, -1], [0, 0]], [[True, False], [False, False]])
-    assert [item.score for item in items_of(answer, 1)] == [-3]
-    assert [item.score for item in items_of(answer, 2)] == [-3]
-    assert items_of(_answer([[0, 0]], [[False, False]]), 2) == ()
-
-
 @settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.integers(0, 399), max_size=350),
     st.sampled_from([None, RARE, TagFilter(any_of=frozenset({"odd"}))]),
     st.integers(1, 20),
+    st.sampled_from([0, 1, 2, 9]),
 )
 def test_popular_slates_are_the_most_popular_that_are_allowed(
-    excluded: list[int], tag_filter: TagFilter | None, slate_size: int
+    excluded: list[int], tag_filter: TagFilter | None, slate_size: int, limit: int
 ) -> None:
-    inputs = _popular_request([f"item-{number}" for number in excluded], tag_filter)
+    inputs = _popular_request([f"item-{number}" for number in excluded], tag_filter, limit)
     snapshot, ranked = PopularRanking(lambda: CATALOG).slate(inputs, slate_size)
     allowed = np.diff(snapshot.allowed_cumsum(tag_filter)) > 0
     # In the fake catalog a lower number is more popular, and rows stand in the order of numbers.
-    expected = [row for row in range(300) if allowed[row] and row not in set(excluded)][:slate_size]
-    assert [row for row, _ in ranked] == expected
+    expected: list[int] = []
+    for row in (row for row in range(300) if allowed[row] and row not in set(excluded)):
+        if not limit or [other % 7 for other in expected].count(row % 7) < limit:
+            expected.append(row)
+    assert [row for row, _ in ranked] == expected[:slate_size]
     assert [score for _, score in ranked] == sorted((score for _, score in ranked), reverse=True)
 
 
-def _popular_request(excluded: list[str], tag_filter: TagFilter | None) -> Any:
+def _popular_request(excluded: list[str], tag_filter: TagFilter | None, limit: int = 0) -> Any:
     from service.domain import item_key
     from service.inference.features import RequestInputs
 
@@ -270,6 +356,7 @@ def _popular_request(excluded: list[str], tag_filter: TagFilter | None) -> Any:
         values_E=np.zeros(0, np.float32),
         excluded_keys_S=np.array([item_key(item_id) for item_id in excluded], dtype=np.uint64),
         tag_filter=tag_filter,
+        max_per_group=limit,
         now_ms=0,
     )
 

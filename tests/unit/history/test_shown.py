@@ -1,0 +1,122 @@
+"""What was shown: its packed form, what a continuation leaves out, and the writer behind the answers."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import HistoryUnavailable
+from service.history import MemoryHistoryStore, ShownRecorder, ShownSlate, shown_until
+from service.history.shown import decode_shown, encode_shown
+from service.metrics import Metrics
+
+IDS = [f"{number:032x}" for number in (1, 2, 3, 2**128 - 1)]
+SLATES = st.builds(
+    ShownSlate,
+    user_id=st.just("ann"),
+    recommendation_id=st.sampled_from(IDS),
+    continued_from=st.sampled_from([None, *IDS]),
+    item_keys=st.lists(st.integers(0, 2**64 - 1), max_size=4).map(tuple),
+)
+
+
+@given(st.lists(SLATES, max_size=5))
+def test_records_come_back_and_half_ones_are_refused(slates: list[ShownSlate]) -> None:
+    packed = b"".join(map(encode_shown, slates))
+    assert decode_shown("ann", packed) == tuple(slates)
+    ends = [len(b"".join(map(encode_shown, slates[:count]))) for count in range(len(slates) + 1)]
+    for length in set(range(len(packed))) - set(ends):
+        with pytest.raises(ValueError, match="whole records"):
+            decode_shown("ann", packed[:length])
+
+
+def test_of_more_items_than_a_byte_counts_the_first_are_kept() -> None:
+    slate = ShownSlate(user_id="ann", recommendation_id=IDS[0], continued_from=None, item_keys=tuple(range(300)))
+    [kept] = decode_shown("ann", encode_shown(slate))
+    assert kept.item_keys == tuple(range(255))
+
+
+@given(st.lists(SLATES, max_size=6, unique_by=lambda slate: slate.recommendation_id), st.sampled_from(IDS))
+def test_a_continuation_leaves_out_the_slate_and_all_that_it_continued(slates: list[ShownSlate], asked: str) -> None:
+    by_id = {slate.recommendation_id: slate for slate in slates}
+    expected: set[int] = set()
+    visited: list[str] = []
+    place: str | None = asked
+    while place in by_id and place not in visited:
+        visited.append(place)
+        expected |= set(by_id[place].item_keys)
+        place = by_id[place].continued_from
+    found = shown_until(slates, asked)
+    if not visited:
+        assert found is None
+    else:
+        assert found is not None
+        assert set(found.tolist()) == expected
+
+
+class Store(MemoryHistoryStore):
+    """Waits for its gate; fails when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.is_down = False
+        self.sizes: list[int] = []
+
+    async def remember(self, slates: Sequence[ShownSlate]) -> None:
+        self.sizes.append(len(slates))
+        await self.gate.wait()
+        if self.is_down:
+            raise HistoryUnavailable("down")
+        await super().remember(slates)
+
+
+def slate(number: int) -> ShownSlate:
+    return ShownSlate(user_id="ann", recommendation_id=f"{number:032x}", continued_from=None, item_keys=(number,))
+
+
+def num_lost(metrics: Metrics) -> float:
+    value: float = metrics.history_errors.labels("remember")._value.get()
+    return value
+
+
+async def test_what_comes_during_a_write_goes_with_the_next_and_the_end_waits_for_it() -> None:
+    store, metrics = Store(), Metrics()
+    recorder = ShownRecorder(store, metrics)
+    recorder.add(slate(1))
+    await asyncio.sleep(0.01)
+    for number in (2, 3, 4):
+        recorder.add(slate(number))
+    store.gate.set()
+    await recorder.close()
+    assert store.sizes == [1, 3]
+    assert [one.item_keys for one in (await store.read("ann", with_shown=True)).shown] == [(1,), (2,), (3,), (4,)]
+    assert num_lost(metrics) == 0
+
+
+async def test_what_the_store_does_not_take_is_counted_and_the_next_is_written() -> None:
+    store, metrics = Store(), Metrics()
+    store.gate.set()
+    store.is_down = True
+    recorder = ShownRecorder(store, metrics)
+    recorder.add(slate(1))
+    await asyncio.sleep(0.01)
+    store.is_down = False
+    recorder.add(slate(2))
+    await recorder.close()
+    assert num_lost(metrics) == 1
+    assert [one.item_keys for one in (await store.read("ann", with_shown=True)).shown] == [(2,)]
+
+
+async def test_more_than_may_wait_is_counted_and_dropped() -> None:
+    store, metrics = Store(), Metrics()
+    recorder = ShownRecorder(store, metrics, queue_limit=2)
+    for number in range(5):
+        recorder.add(slate(number))
+    store.gate.set()
+    await recorder.close()
+    assert num_lost(metrics) == 3
+    recorder.add(slate(9))  # nobody writes any more
+    assert num_lost(metrics) == 4
