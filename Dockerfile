@@ -51,7 +51,7 @@ ENTRYPOINT ["oneslate"]
 CMD ["serve"]
 
 FROM serving AS gpu
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility ONESLATE_PROVIDER=cuda
 COPY --from=gpu-packages /opt/oneslate /opt/oneslate
 
 FROM serving AS cpu

@@ -74,5 +74,5 @@ pins: .venv/all.stamp
 
 .venv/all.stamp: .venv/created.stamp pyproject.toml constraints.txt
 	@echo 'Installing everything that tests and benchmarks need into .venv (once; torch takes a minute or more)'
-	@$(PIP_INSTALL) -e '.[cpu,train,embedded,load,bench,dev]' | $(SHORTLY)
+	@$(PIP_INSTALL) -e '.[cpu,openvino,train,embedded,load,bench,dev]' | $(SHORTLY)
 	@touch .venv/demo.stamp $@

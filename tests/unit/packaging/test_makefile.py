@@ -60,7 +60,7 @@ def test_demo_passes_its_variables_on(checkout: Path, arguments: tuple[str, ...]
 def test_the_demo_installs_no_more_than_it_needs_and_tests_install_everything(checkout: Path) -> None:
     assert "-e '.[cpu,train,embedded]'" in planned(checkout, "demo")
     everything = planned(checkout, "test")
-    assert "-e '.[cpu,train,embedded,load,bench,dev]'" in everything
+    assert "-e '.[cpu,openvino,train,embedded,load,bench,dev]'" in everything
     assert "-e '.[cpu,train,embedded]'" not in everything
 
 

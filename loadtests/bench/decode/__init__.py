@@ -1,0 +1,1 @@
+"""`oneslate bench decode`: the decoder's speed, memory and growth. A workload a `.toml`, a measurement a module."""
