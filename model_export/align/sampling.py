@@ -2,7 +2,7 @@
 
 The beam's candidates of one user are near copies of each other; draws differ more, and so do their rewards.
 
-Legend: B requests, W slates of each, U slates after a step, C children of a node.
+Legend: B requests, W slates of each, U slates after a step, C candidates of a slate, V codes of a level.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model_export.model import Generator
 from model_export.search import BeamSearch
+from model_export.search.candidates import DEAD
 from model_export.search.eager import EagerPieces
 from service.catalog import CatalogSnapshot
 
@@ -39,30 +40,48 @@ class SamplingPieces(EagerPieces):
         self.noise = torch.Generator(device=generator.start_D.device)
         self._temperature = temperature
 
-    def run(self, piece: str, *values: Tensor) -> tuple[Tensor, ...]:
+    def run(self, piece: str, *values: Tensor, of: int = 0) -> tuple[Tensor, ...]:
         """Runs one piece; slates that are equal as sets stay, because they were drawn."""
         match piece:
+            case "select_root":
+                total, logprob, child_V, base, kept, node_BW, beams = values
+                return self._draw(total, logprob, child_V.expand_as(total), base, kept, node_BW < 0, beams)
             case "select":
-                return self._draw(*values)
+                total, logprob, child, base, kept, _, beams, *_ = values
+                return self._draw(total, logprob, child, base, kept, torch.zeros_like(base, dtype=torch.bool), beams)
             case "widen":
                 return values
             case "distinct":
                 return values[:4]
             case _:
-                return super().run(piece, *values)
+                return super().run(piece, *values, of=of)
 
     def _draw(
-        self, total_BWC: Tensor, logprob_BWC: Tensor, first_BW: Tensor, beams_U: Tensor
+        self,
+        total_BWC: Tensor,
+        logprob_BWC: Tensor,
+        child_BWC: Tensor,
+        base_BW: Tensor,
+        kept_BW: Tensor,
+        has_ended_BW: Tensor,
+        beams_U: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `model_export.search.pieces.Select`; the first draw makes U slates of the one empty slate."""
-        num_requests, num_slates = first_BW.shape
-        parent_BU = torch.arange(len(beams_U), device=first_BW.device).clamp(max=num_slates - 1).repeat(num_requests, 1)
+        """As `model_export.search.choice.Select`; the first draw makes U slates of the one empty slate."""
+        num_requests, num_slates = base_BW.shape
+        has_ended_BW = has_ended_BW | (total_BWC.amax(2) <= DEAD / 2)
+        parent_BU = torch.arange(len(beams_U), device=base_BW.device).clamp(max=num_slates - 1).repeat(num_requests, 1)
         place_BUC = parent_BU.unsqueeze(2).expand(-1, -1, total_BWC.shape[2])
-        total_BUC = total_BWC.gather(1, place_BUC)
-        # A slate's children share its score, which the softmax takes out again; what is illegal has probability 0.
-        share_BUC = (total_BUC / self._temperature).softmax(-1)
+        # What is illegal has probability 0; of a slate that has ended the draw is not used.
+        share_BUC = (total_BWC.gather(1, place_BUC) / self._temperature).softmax(-1)
         drawn_BU1 = torch.multinomial(share_BUC.flatten(0, 1), 1, generator=self.noise).view(num_requests, -1, 1)
-        child_BU = first_BW.gather(1, parent_BU) + drawn_BU1.squeeze(2)
-        score_BU = total_BUC.gather(2, drawn_BU1).squeeze(2)
-        logprob_BU = logprob_BWC.gather(1, place_BUC).gather(2, drawn_BU1).squeeze(2)
-        return score_BU, parent_BU, child_BU, logprob_BU
+        total_BU, logprob_BU, child_BU = (
+            one.gather(1, place_BUC).gather(2, drawn_BU1).squeeze(2) for one in (total_BWC, logprob_BWC, child_BWC)
+        )
+        base_BU, kept_BU, has_ended_BU = (one.gather(1, parent_BU) for one in (base_BW, kept_BW, has_ended_BW))
+        score_BU = torch.where(has_ended_BU, kept_BU, base_BU + total_BU)
+        return (
+            score_BU,
+            parent_BU,
+            torch.where(has_ended_BU, -1, child_BU),
+            torch.where(has_ended_BU, 0.0, logprob_BU),
+        )

@@ -35,17 +35,29 @@ class Attention(nn.Module):
 
     def attend(self, x_BQD: Tensor, key_BHTC: Tensor, value_BHTC: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
         """Attention of x to a prepared context; `bias` broadcasts to [B, H, Q, T]."""
-        query_BHQC = self._heads(self.query(x_BQD))
         if torch.compiler.is_exporting():
-            # Spelled out, because the exporter's decomposition scales keys and queries apart: two passes more.
-            logits = (query_BHQC * self.head_width**-0.5) @ key_BHTC.transpose(2, 3) + bias
-            out_BHQC = logits.softmax(-1) @ value_BHTC
+            query_BHQC = self._heads(F.linear(x_BQD, self._scaled_query()))
+            out_BHQC = _weighted(query_BHQC, key_BHTC, value_BHTC, bias)
         else:
+            query_BHQC = self._heads(self.query(x_BQD))
             out_BHQC = F.scaled_dot_product_attention(query_BHQC, key_BHTC, value_BHTC, bias, dropout)
         out: Tensor = self.out(out_BHQC.transpose(1, 2).flatten(2))
         return out
 
-    def step(self, x_ND: Tensor, key_NSA: Tensor, value_NSA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attend_flat(self, x_ND: Tensor, key_BHTC: Tensor, value_BHTC: Tensor, bias: Tensor) -> Tensor:
+        """As `attend` for the beams [N, D] of all requests: only here do those of a request meet, over one context."""
+        query_NA = F.linear(x_ND, self._scaled_query())
+        query_BWHC = query_NA.view(key_BHTC.shape[0], -1, self.num_heads, self.head_width)
+        out_BHWC = _weighted(query_BWHC.transpose(1, 2), key_BHTC, value_BHTC, bias)
+        out: Tensor = self.out(out_BHWC.transpose(1, 2).reshape(query_NA.shape))
+        return out
+
+    def _scaled_query(self) -> Tensor:
+        """The query's weight, scaled in advance: a graph computes it once, when it is written."""
+        weight_AD: Tensor = self.query.weight * self.head_width**-0.5
+        return weight_AD
+
+    def step(self, x_ND: Tensor, key_NSHC: Tensor, value_NSHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One new code per beam attends to the beam's own codes, itself included.
 
         The suffix is a handful of codes, so products and sums beat a thousand tiny matrix products.
@@ -53,14 +65,19 @@ class Attention(nn.Module):
         Returns:
             The output [N, D], and keys and values with the new code appended.
         """
-        heads = (self.num_heads, self.head_width)
-        query_N1HC = self.query(x_ND).unflatten(-1, heads).unsqueeze(1) * self.head_width**-0.5
-        key_NSA = torch.cat([key_NSA, self.key(x_ND).unsqueeze(1)], 1)
-        value_NSA = torch.cat([value_NSA, self.value(x_ND).unsqueeze(1)], 1)
-        weight_NSH = (query_N1HC * key_NSA.unflatten(-1, heads)).sum(-1).softmax(1)
-        out_NHC = (weight_NSH.unsqueeze(-1) * value_NSA.unflatten(-1, heads)).sum(1)
-        return self.out(out_NHC.flatten(1)), key_NSA, value_NSA
+        heads = (-1, 1, self.num_heads, self.head_width)
+        query_N1HC = F.linear(x_ND, self._scaled_query()).view(heads)
+        key_NSHC = torch.cat([key_NSHC, self.key(x_ND).view(heads)], 1)
+        value_NSHC = torch.cat([value_NSHC, self.value(x_ND).view(heads)], 1)
+        weight_NSH1 = (query_N1HC * key_NSHC).sum(3, keepdim=True).softmax(1)
+        out_NHC = (weight_NSH1 * value_NSHC).sum(1)
+        return self.out(out_NHC.flatten(1)), key_NSHC, value_NSHC
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
         return heads
+
+
+def _weighted(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """The values [B, H, Q, C] by scaled queries; spelled out, because the exporter's own form makes two passes more."""
+    return (query @ key.transpose(2, 3) + bias).softmax(-1) @ value

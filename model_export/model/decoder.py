@@ -39,15 +39,13 @@ class DecoderLayer(nn.Module):
         return out
 
     def step(
-        self, x_ND: Tensor, key_NSA: Tensor, value_NSA: Tensor, context: tuple[Tensor, Tensor], bias: Tensor
+        self, x_ND: Tensor, key_NSHC: Tensor, value_NSHC: Tensor, context: tuple[Tensor, Tensor], bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One code per beam; returns its vector, and keys and values with it appended."""
-        out_ND, key_NSA, value_NSA = self.self_attention.step(self.norm_self(x_ND), key_NSA, value_NSA)
+        out_ND, key_NSHC, value_NSHC = self.self_attention.step(self.norm_self(x_ND), key_NSHC, value_NSHC)
         x_ND = x_ND + out_ND
-        # Only here do the beams of a request meet: all of them read one context.
-        x_BWD = self.norm_cross(x_ND).unflatten(0, (bias.shape[0], -1))
-        x_ND = x_ND + self.cross_attention.attend(x_BWD, *context, bias).flatten(0, 1)
-        return x_ND + self.feed_forward(self.norm_feed_forward(x_ND)), key_NSA, value_NSA
+        x_ND = x_ND + self.cross_attention.attend_flat(self.norm_cross(x_ND), *context, bias)
+        return x_ND + self.feed_forward(self.norm_feed_forward(x_ND)), key_NSHC, value_NSHC
 
 
 class SlateDecoder(nn.Module):
@@ -58,28 +56,19 @@ class SlateDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.width)
 
-    def _stack(self) -> list[DecoderLayer]:
+    def stack(self) -> list[DecoderLayer]:
+        """The layers, as what they are."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def context(self, memory_BTD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer keys and values [B, H, T, C] of the history, shared by all beams and steps."""
-        return [layer.cross_attention.context(memory_BTD) for layer in self._stack()]
+        return [layer.cross_attention.context(memory_BTD) for layer in self.stack()]
 
     def forward(self, x_BSD: Tensor, context: list[tuple[Tensor, Tensor]], bias: Tensor) -> Tensor:
         """Teacher forcing: maps the embedded codes [B, S, D] to hidden vectors [B, S, D]."""
         length = x_BSD.shape[1]
         causal_bias = torch.full((length, length), -torch.inf, device=x_BSD.device, dtype=bias.dtype).triu(1)
-        for layer, layer_context in zip(self._stack(), context, strict=True):
+        for layer, layer_context in zip(self.stack(), context, strict=True):
             x_BSD = layer(x_BSD, causal_bias, layer_context, bias)
         out: Tensor = self.norm(x_BSD)
         return out
-
-    def step(
-        self, x_ND: Tensor, suffix: list[tuple[Tensor, Tensor]], context: list[tuple[Tensor, Tensor]], bias: Tensor
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """One code per beam: hidden vectors [N, D] and the grown suffix (keys and values [N, S + 1, A] a layer)."""
-        grown = []
-        for layer, (key_NSA, value_NSA), layer_context in zip(self._stack(), suffix, context, strict=True):
-            x_ND, *pair = layer.step(x_ND, key_NSA, value_NSA, layer_context, bias)
-            grown.append((pair[0], pair[1]))
-        return self.norm(x_ND), grown

@@ -109,15 +109,20 @@ class Generator(nn.Module):
 
     def encode(self, history: HistoryBatch, vectors_ND: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The encoder's output [B, T + 1, D], its bias, and the pooled interest [B, D], if any."""
+        items_BTD, interest_BD = self.read_items(history, vectors_ND)
+        return (*self.encoder(*history.as_args(), items_BTD), interest_BD)
+
+    def read_items(self, history: HistoryBatch, vectors_ND: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """With item vectors what they add to each event [B, T, D], and the pooled interest [B, D]."""
         if self.affinity is None:
-            return (*self.encoder(*history.as_args()), None)
+            return None, None
         rows_BT = history.rows_BT
         assert vectors_ND is not None
         assert rows_BT is not None
         is_known_BT1 = (rows_BT >= 0).to(vectors_ND.dtype).unsqueeze(2)
         vectors_BTD = nn.functional.embedding(rows_BT.clamp(min=0), vectors_ND) * is_known_BT1
-        memory_BTD, bias = self.encoder(*history.as_args(), self.affinity.into_history(vectors_BTD))
-        return memory_BTD, bias, self.affinity.interest(vectors_BTD, history.actions_BT, history.lengths_B)
+        interest_BD = self.affinity.interest(vectors_BTD, history.actions_BT, history.lengths_B)
+        return self.affinity.into_history(vectors_BTD), interest_BD
 
     def embed_slate(self, codes_BKL: Tensor, interest_BKD: Tensor | None = None) -> Tensor:
         """Decoder input [B, S, D] for known slates; position (k, l) holds what is known before code (k, l)."""

@@ -104,15 +104,27 @@ class HistoryEncoder(nn.Module):
         items_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the context [B, T + 1, D] and the bias [B, 1, 1, T + 1] that hides its padding."""
+        x_BTD, bias = self.embed(codes_BTL, actions_BT, ages_BT, values_BT, lengths_B, items_BTD)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, bias)
+        return self.norm(x_BTD), bias
+
+    def embed(
+        self,
+        codes_BTL: Tensor,
+        actions_BT: Tensor,
+        ages_BT: Tensor,
+        values_BT: Tensor,
+        lengths_B: Tensor,
+        items_BTD: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the layers read: vectors [B, T + 1, D] and the bias [B, 1, 1, T + 1]."""
         x_BTD = self.embedding(codes_BTL, actions_BT, ages_BT, values_BT, lengths_B, items_BTD)
         start = self.start_D.expand(x_BTD.shape[0], 1, -1)
         x_BTD = self.dropout(torch.cat([start, x_BTD], 1))
         place_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         padded_BT = place_T > lengths_B.unsqueeze(1)
-        bias = padded_BT[:, None, None, :].to(x_BTD.dtype) * MASKED
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, bias)
-        return self.norm(x_BTD), bias
+        return x_BTD, padded_BT[:, None, None, :].to(x_BTD.dtype) * MASKED
 
 
 class EncoderLayer(nn.Module):

@@ -4,19 +4,26 @@ The driver of the search runs on names instead of tensors: running a piece copie
 unrolled, so the time grows with the number of nodes alone. Weights are shared by all copies of a graph.
 """
 
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from model_export.model import Generator
+from model_export.onnx.pieces import ExportedPiece, weights_of
+from model_export.onnx.writer import GraphWriter
 from model_export.search.driver import HISTORY_ROWS, ITEM_EMBEDDINGS, ITEM_REWARDS
 from model_export.search.eager import search_parameter
 from model_export.search.forced import FORCED_ROWS, NUM_RUNNER_UPS
 from model_export.search.graphs import GraphPlan, graph_plans
+from model_export.search.pieces import Modules, make_pieces
 from model_export.search.sampled import LEVEL_PROPENSITIES
 from service.bundle.manifest import Purpose
+
+if TYPE_CHECKING:
+    from model_export.reward.graph import RewardGraph
 
 IR_VERSION = 10
 """The newest that every onnxruntime since 1.20 reads."""
@@ -54,57 +61,44 @@ _OUTPUT_TYPES = {
 
 
 def assemble(
-    generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]
+    generator: Generator,
+    pieces: Mapping[str, ExportedPiece],
+    max_branch: tuple[int, ...],
+    reward: "RewardGraph | None" = None,
 ) -> dict[Purpose, onnx.ModelProto]:
     """Writes the graphs of a bundle, by purpose.
 
     Args:
-        generator: Gives the parameters that differ from call to call, and the sizes.
-        pieces: From `export_pieces`, of the same generator.
+        generator: Gives the weights and the sizes.
+        pieces: From `export_pieces`, of a generator and reward model of the same configuration.
         max_branch: Per level the most children of a node that the graph shall hold.
+        reward: Where slates shall have rewards.
     """
-    plans = graph_plans(generator, has_reward="reward" in pieces)
-    return {plan.purpose: _assembled(plan, generator, pieces, max_branch) for plan in plans}
+    modules = make_pieces(generator, reward)
+    return {
+        plan.purpose: _assembled(plan, generator, NamedPieces(generator, modules, pieces, max_branch))
+        for plan in graph_plans(generator, has_reward=reward is not None)
+    }
 
 
-def _assembled(
-    plan: GraphPlan, generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]
-) -> onnx.ModelProto:
-    writer = _GraphPieces(generator, pieces, max_branch)
+def _assembled(plan: GraphPlan, generator: Generator, pieces: "NamedPieces") -> onnx.ModelProto:
     spec = generator.spec
-    outputs = plan.run(writer, {name: name for name in plan.inputs})
+    outputs = plan.run(pieces, {name: name for name in plan.inputs})
     dims = {
         "levels": spec.num_levels,
         "slate": spec.slate_size,
         "item_vector_width": generator.config.item_vector_width,
         "runner_ups": NUM_RUNNER_UPS,
     }
-    for public in plan.outputs:
-        writer.nodes.append(helper.make_node("Identity", [outputs[public]], [public], name=public))
-    graph = helper.make_graph(
-        _needed(writer.nodes, set(plan.outputs)),
+    types = {
+        name: helper.make_tensor_value_info(name, _OUTPUT_TYPES[name][0], _shape(name, dims)) for name in plan.outputs
+    }
+    return pieces.model(
         f"oneslate_{plan.purpose}",
         [_value_info(name, dims) for name in plan.inputs],
-        [helper.make_tensor_value_info(name, _OUTPUT_TYPES[name][0], _shape(name, dims)) for name in plan.outputs],
-        list(writer.initializers.values()),
+        {public: outputs[public] for public in plan.outputs},
+        types,
     )
-    opsets = {entry.domain: entry.version for piece in pieces.values() for entry in piece.opset_import}
-    return helper.make_model(
-        graph,
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
-        producer_name="oneslate",
-    )
-
-
-def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that the wanted values depend on: after its last code nobody reads a beam's suffix any more."""
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
 
 
 def _shape(name: str, dims: dict[str, int]) -> list[str | int]:
@@ -119,52 +113,69 @@ def _value_info(name: str, dims: dict[str, int]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.INT32, [f"num_{name}"])  # a trie array
 
 
-class _GraphPieces:
+class NamedPieces:
     """Runs a piece by copying its nodes; values are names."""
 
-    def __init__(self, generator: Generator, pieces: dict[str, onnx.ModelProto], max_branch: tuple[int, ...]) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+    def __init__(
+        self,
+        generator: Generator,
+        modules: Modules,
+        pieces: Mapping[str, ExportedPiece],
+        max_branch: tuple[int, ...],
+    ) -> None:
         self._generator = generator
+        self._modules = modules
         self._pieces = pieces
         self._max_branch = max_branch
+        opsets = {entry.domain: entry for piece in pieces.values() for entry in piece.model.opset_import}
+        self._opsets = list(opsets.values())
+        self._writer = GraphWriter(self._opsets)
         self._num_calls: dict[str, int] = {}
-        self._name_of_content: dict[tuple[object, ...], str] = {}
 
-    def run(self, piece: str, *values: str) -> tuple[str, ...]:
-        graph = self._pieces[piece].graph
+    def run(self, piece: str, *values: str, of: int = 0) -> tuple[str, ...]:
+        """Runs one piece."""
+        exported = self._pieces[piece]
+        graph = exported.model.graph
         call = self._num_calls.get(piece, 0)
         self._num_calls[piece] = call + 1
-        prefix = f"{piece}_{call}/"
-        # An input that no node reads is left out of the piece's graph by the exporter never: places must agree.
-        assert len(graph.input) == len(values), f"{piece}: {len(graph.input)} inputs, {len(values)} given"
+        assert len(graph.input) == len(values) + len(exported.weights), f"{piece}: {len(values)} values given"
+        given, taken = graph.input[: len(values)], graph.input[len(values) :]
         renamed = {"": ""}
-        renamed.update((place.name, value) for place, value in zip(graph.input, values, strict=True))
-        renamed.update((tensor.name, self._share(tensor)) for tensor in graph.initializer)
+        renamed.update((place.name, value) for place, value in zip(given, values, strict=True))
+        # A module brings weights that its piece does not read, as those of all items.
+        read = {name for node in graph.node for name in node.input}
+        weights = weights_of(self._modules[piece][of])
+        for place, name in zip(taken, exported.weights, strict=True):
+            if place.name in read:
+                renamed[place.name] = self.constant(f"{piece}.{of}.{name}", weights[name])
+        for tensor in graph.initializer:
+            if tensor.name in read:
+                renamed[tensor.name] = self._writer.constant(tensor.name, numpy_helper.to_array(tensor))
         for node in graph.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = prefix + node.name
-            copy.ClearField("metadata_props")
-            copy.ClearField("doc_string")
-            renamed.update((name, prefix + name) for name in node.output if name)
-            copy.input[:] = [renamed[name] for name in node.input]
-            copy.output[:] = [renamed[name] for name in node.output]
-            self.nodes.append(copy)
+            outputs = self._writer.node(node, renamed, f"{piece}_{call}/")
+            renamed.update((name, output) for name, output in zip(node.output, outputs, strict=True) if name)
         return tuple(renamed[place.name] for place in graph.output)
 
     def parameter(self, name: str, *index: int) -> str:
+        """See `Pieces.parameter`."""
         tensor = search_parameter(self._generator, self._max_branch, name, *index)
-        array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = tensor.detach().cpu().numpy()
-        return self._share(numpy_helper.from_array(array, "_".join([name, *map(str, index)])))
+        return self.constant("_".join([name, *map(str, index)]), tensor)
 
-    def _share(self, tensor: onnx.TensorProto) -> str:
-        """Keeps one copy of equal contents, under the first name that came with it."""
-        array = numpy_helper.to_array(tensor)
-        content = (array.dtype.str, array.shape, sha256(array.tobytes()).digest())
-        if content not in self._name_of_content:
-            name = tensor.name if tensor.name not in self.initializers else f"{tensor.name}__{len(self.initializers)}"
-            self._name_of_content[content] = name
-            copy = numpy_helper.from_array(array, name)
-            self.initializers[name] = copy
-        return self._name_of_content[content]
+    def constant(self, name: str, tensor: Tensor) -> str:
+        """A weight of the graph."""
+        return self._writer.constant(name, tensor.detach().cpu().numpy())
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Mapping[str, str],
+        types: Mapping[str, onnx.ValueInfoProto],
+    ) -> onnx.ModelProto:
+        """What has been run, as a graph; the arguments are `GraphWriter.graph`'s."""
+        return helper.make_model(
+            self._writer.graph(name, inputs, outputs, types),
+            ir_version=IR_VERSION,
+            opset_imports=self._opsets,
+            producer_name="oneslate",
+        )

@@ -79,7 +79,7 @@ def export(
     snapshot = served.snapshot
     progress.say("  exporting the pieces of the graph")
     max_branch = roomy_branches(snapshot.trie.max_branch, generator.spec.codebook_sizes)
-    graphs = assemble(generator, export_pieces(generator, reward), max_branch)
+    graphs = assemble(generator, export_pieces(generator, reward), max_branch, reward)
     sizes = ", ".join(f"{purpose} {len(model.graph.node):,}" for purpose, model in graphs.items())
     progress.say(f"  assembled; nodes: {sizes}; comparing graph and model")
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,25 +1,31 @@
-"""Exports each piece of the search once.
+"""Exports each piece of the search once, its weights as inputs.
+
+So the layers of a stack are one piece however many there are, and generators of one configuration share what was
+exported for the first of them: a process exports a configuration once.
 
 Which dimensions are dynamic is not declared but observed: the search runs on two small problems that differ in every
 size, and a dimension that varies between any two calls of a piece is dynamic.
 """
 
 import contextlib
-import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from model_export.model import Generator, HistoryBatch
+from model_export.onnx.shapes import settle_shapes
 from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, ITEM_EMBEDDINGS, vector_inputs
-from model_export.search.eager import search_parameter
+from model_export.search.eager import EagerPieces
 from model_export.search.forced import FORCED_ROWS
 from model_export.search.graphs import graph_plans
 from model_export.search.pieces import make_pieces
@@ -30,12 +36,44 @@ if TYPE_CHECKING:
     # Brings the trainer's data libraries, which a machine that only exports (`loadtests.gpu`) need not have.
     from model_export.reward.graph import RewardGraph
 
+_Registry: Any = None
+with contextlib.suppress(ImportError):
+    from torch.onnx._internal.exporter._registration import ONNXRegistry as _Registry
+_operators = lru_cache(_Registry.from_torchlib) if hasattr(_Registry, "from_torchlib") else None
+
 OPSET = 20
 _MIN_SAMPLE = 3
 """A dynamic dimension is shown to the exporter with at least this size: it takes 0 and 1 for constants."""
 
 
-def export_pieces(generator: Generator, reward: "RewardGraph | None" = None) -> dict[str, onnx.ModelProto]:
+@dataclass(frozen=True)
+class ExportedPiece:
+    """A piece as nodes."""
+
+    model: onnx.ModelProto
+    """Takes the piece's arguments, and then its weights."""
+    weights: tuple[str, ...]
+    """Their names in the module."""
+
+    def with_weights_of(self, module: nn.Module) -> onnx.ModelProto:
+        """The piece as a graph of its own, which takes the arguments alone."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        weights = weights_of(module)
+        taken = model.graph.input[len(model.graph.input) - len(self.weights) :]
+        for place, name in zip(taken, self.weights, strict=True):
+            array = weights[name].detach().cpu().numpy()
+            model.graph.initializer.append(numpy_helper.from_array(array, place.name))
+            model.graph.input.remove(place)
+        return model
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name: what an exported piece takes after its arguments."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def export_pieces(generator: Generator, reward: "RewardGraph | None" = None) -> dict[str, ExportedPiece]:
     """Exports every piece that the graphs of this generator call, under the piece's name.
 
     With a reward model the generator's graph has rewards; it is in eval mode.
@@ -46,33 +84,27 @@ def export_pieces(generator: Generator, reward: "RewardGraph | None" = None) -> 
     for problem in (0, 1):
         _record_search(generator, reward, problem, calls)
     modules = make_pieces(generator, reward)
-    exported = {name: export_module(modules[name], piece_calls) for name, piece_calls in calls.items()}
+    exported = {name: export_module(modules[name][0], piece_calls) for name, piece_calls in calls.items()}
     generator.train(was_training)
     return exported
 
 
-class _Recorder:
+class _Recorder(EagerPieces):
     """Runs the pieces eagerly and keeps the arguments of every call."""
 
     def __init__(
         self,
         generator: Generator,
         reward: "RewardGraph | None",
-        catalog: CatalogSnapshot,
+        max_branch: tuple[int, ...],
         calls: dict[str, list[tuple[Tensor, ...]]],
     ) -> None:
-        self._generator = generator
-        self._max_branch = catalog.trie.max_branch
-        self._modules = make_pieces(generator, reward)
+        super().__init__(generator, max_branch, reward)
         self._calls = calls
 
-    def run(self, piece: str, *values: Tensor) -> tuple[Tensor, ...]:
+    def run(self, piece: str, *values: Tensor, of: int = 0) -> tuple[Tensor, ...]:
         self._calls.setdefault(piece, []).append(values)
-        out = self._modules[piece](*values)
-        return (out,) if isinstance(out, Tensor) else out
-
-    def parameter(self, name: str, *index: int) -> Tensor:
-        return search_parameter(self._generator, self._max_branch, name, *index)
+        return super().run(piece, *values, of=of)
 
 
 @torch.no_grad()
@@ -117,9 +149,11 @@ def _record_search(
         for level, name in enumerate(vector_inputs(spec.num_levels)):
             num_children = len(catalog.trie.child_code[level])
             inputs[name] = torch.ones(num_children, generator.config.item_vector_width)
+    # Roomier than the catalog needs, and not alike in the two problems, however few codes there are.
+    max_branch = tuple(branch + problem for branch in catalog.trie.max_branch)
     # The generator's last: its many beams show more than the one of the other graphs, and the last call is the sample.
     for plan in reversed(graph_plans(generator, has_reward=reward is not None)):
-        plan.run(_Recorder(generator, reward, catalog, calls), {name: inputs[name] for name in plan.inputs})
+        plan.run(_Recorder(generator, reward, max_branch, calls), {name: inputs[name] for name in plan.inputs})
 
 
 def _catalog(codebook_sizes: tuple[int, ...], most: int, rng: np.random.Generator) -> CatalogSnapshot:
@@ -128,22 +162,74 @@ def _catalog(codebook_sizes: tuple[int, ...], most: int, rng: np.random.Generato
     return CatalogSnapshot.build([Item(item_id=str(row)) for row in range(len(sids_NL))], sids_NL)
 
 
-def export_module(module: nn.Module, calls: list[tuple[Tensor, ...]]) -> onnx.ModelProto:
-    """Exports one module; `calls`: arguments of several calls, which differ wherever a dimension is dynamic."""
+class _WithWeights(nn.Module):
+    """A module that is given its weights."""
+
+    def __init__(self, module: nn.Module, num_values: int) -> None:
+        super().__init__()
+        # In a tuple, so that the exporter finds no weights of this module's own.
+        self._module = (module,)
+        self._names = tuple(weights_of(module))
+        self._num_values = num_values
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The module's outputs."""
+        weights = dict(zip(self._names, inputs[self._num_values :], strict=True))
+        return torch.func.functional_call(self._module[0], weights, inputs[: self._num_values])
+
+
+def export_module(module: nn.Module, calls: list[tuple[Tensor, ...]]) -> ExportedPiece:
+    """Exports one module; `calls`: arguments of several calls, which differ wherever a dimension is dynamic.
+
+    A process traces what differs in nothing but weights once.
+    """
+    module.eval()
     dynamic = [_varying_dims([call[place] for call in calls]) for place in range(len(calls[-1]))]
     sample = tuple(_grown(value, dims) for value, dims in zip(calls[-1], dynamic, strict=True))
+    weights = weights_of(module)
+    traced = (_structure(module), *(_form(value, dims) for value, dims in zip(sample, dynamic, strict=True)))
+    traced = (*traced, *((name, _form(value, [])) for name, value in weights.items()))
+    if traced not in _exported:
+        _exported[traced] = ExportedPiece(_traced(module, sample, dynamic, weights), tuple(weights))
+    return _exported[traced]
+
+
+_exported: dict[tuple[object, ...], ExportedPiece] = {}
+"""By everything that a trace depends on."""
+
+
+def _structure(module: nn.Module) -> object:
+    """What a module is but for its tensors: classes and settings, all the way down."""
+    settings = tuple(
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and not isinstance(value, Tensor)
+    )
+    children = tuple((name, _structure(child)) for name, child in module.named_children())
+    return type(module), settings, children
+
+
+def _form(value: Tensor, dynamic: list[int]) -> object:
+    """Type and static sizes."""
+    return value.dtype, tuple(None if dim in dynamic else size for dim, size in enumerate(value.shape))
+
+
+def _traced(
+    module: nn.Module, sample: tuple[Tensor, ...], dynamic: list[list[int]], weights: dict[str, Tensor]
+) -> onnx.ModelProto:
     shapes = [dict.fromkeys(dims, torch.export.Dim.DYNAMIC) or None for dims in dynamic]
-    with _quiet():
+    with _quiet(), _registry_kept():
         program = torch.onnx.export(
-            module.eval(),
-            sample,
+            _WithWeights(module, len(sample)),
+            (*sample, *(tensor.detach() for tensor in weights.values())),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=_by_parameter(module, shapes),
+            dynamic_shapes={"inputs": (*shapes, *[None] * len(weights))},
             optimize=True,
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    settle_shapes(model)
     return model
 
 
@@ -160,18 +246,6 @@ def _grown(value: Tensor, dims: list[int]) -> Tensor:
     return value
 
 
-def _by_parameter(module: nn.Module, shapes: list[Any]) -> dict[str, Any]:
-    """Groups the shapes by the names of `forward`'s parameters; what goes to `*rest` becomes one tuple."""
-    grouped: dict[str, Any] = {}
-    for name, parameter in inspect.signature(module.forward).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            if rest := tuple(shapes[len(grouped) :]):
-                grouped[name] = rest
-        else:
-            grouped[name] = shapes[len(grouped)]
-    return grouped
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporter's progress prints and its warnings about its own internals off the user's screen."""
@@ -184,3 +258,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _registry_kept() -> Iterator[None]:
+    """Lets the exporter keep its table of operators, which it makes anew for every export: a quarter of the time.
+
+    It has no argument for that. Where a version of PyTorch keeps no such table, this does nothing.
+    """
+    if _operators is None:
+        yield
+        return
+    made_anew = vars(_Registry)["from_torchlib"]
+    _Registry.from_torchlib = staticmethod(_operators)
+    try:
+        yield
+    finally:
+        _Registry.from_torchlib = made_anew

@@ -1,9 +1,14 @@
 """Which codes may come next, and what they score: one step of the search over the live catalog.
 
-Legend: B requests, W beams, C children of a node (padded to the largest branch), V codes of a level, R rows that a
-beam has chosen (place 0 is a dummy), G places for full groups, X excluded rows, F filter slots, N items, M nodes of a
-level, D width.
+At the root all beams of a request share one table of children, so that is counted once a run and by code: `open_root`.
+Below it every beam has a node of its own, with at most C children: `open_nodes`.
+
+Legend: B requests, W beams, C candidates of a beam (the largest branch and a place before and behind it), V codes of
+a level, R items that a beam has chosen (place 0 is a dummy), G places for full groups, Q beams or one, X excluded
+rows, F filter slots, N items, M nodes of a level.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,18 +36,123 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, values) if values.ndim > 1 else F.embedding(index, values.unsqueeze(1)).squeeze(-1)
 
 
-def legal_children(
-    node_BW: Tensor,
-    chosen: tuple[Tensor, Tensor],
-    child_begin: Tensor,
+@dataclass(frozen=True)
+class Filters:
+    """Which rows a request may be shown, but for those that are excluded."""
+
+    allowed_cumsum_FN: Tensor
+    """Prefix sums of allowed rows, int32 [F, N + 1]."""
+    slots_B: Tensor
+    """The filter of each request."""
+
+    def allowed_before(self, row: Tensor) -> Tensor:
+        """How many allowed rows come before a row, for rows of any shape [B, ...]."""
+        slot = self.slots_B.view(-1, *[1] * (row.ndim - 1))
+        return take(self.allowed_cumsum_FN.flatten(), slot * self.allowed_cumsum_FN.shape[1] + row)
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Rows that must not be shown."""
+
+    child_BWX: Tensor
+    """The child of the level below which each row lies, int32; negative: padding. The same for all beams."""
+    change_BWX: Tensor
+    """What leaving it out changes: -1 where it passes the request's filter, else 0; then -1 for each chosen item."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """The root's children by code, for all beams of a request."""
+
+    child_V: Tensor
+    """The child of each code, int32; -1: no item has the code."""
+    left_BV: Tensor
+    """Rows below each code that are allowed and not excluded, int32."""
+    dead_BV: Tensor
+    """0 where any are left, else `DEAD`."""
+    absent_V: Tensor
+    """0 where an item has the code, else `DEAD`."""
+    group_V: Tensor
+    """Group that all rows below a code are of; -1: none, or several."""
+    excluded_child_BX: Tensor
+    """The child below which each excluded row lies; -1: padding."""
+
+
+def open_root(
+    excluded_BX: Tensor,
+    change_BX: Tensor,
+    code_BX: Tensor,
+    child_code: Tensor,
     child_row: Tensor,
+    child_group: Tensor,
+    filters: Filters,
+    num_codes: int,
+) -> Root:
+    """Counts what may be shown below every code of the first level.
+
+    Args:
+        excluded_BX: Excluded rows; negative: padding.
+        change_BX: -1 where a row passes the request's filter, else 0; int32.
+        code_BX: Their codes at this level, int64.
+        child_code: [M] code of each child of the root.
+        child_row: [M + 1] first row of each.
+        child_group: [M] group of each.
+        filters: Of the requests.
+        num_codes: V.
+    """
+    child_M = torch.arange(child_code.shape[0], dtype=torch.int32, device=child_code.device)
+    none_V = torch.full((num_codes,), -1, dtype=torch.int32, device=child_code.device)
+    child_V = none_V.scatter(0, child_code.to(torch.int64), child_M)
+    is_present_V = child_V >= 0
+    known_V = child_V.clamp(min=0)
+    begin_V = take(child_row, known_V)
+    end_V = torch.where(is_present_V, take(child_row, known_V + 1), begin_V)
+    left_BV = filters.allowed_before(end_V.unsqueeze(0)) - filters.allowed_before(begin_V.unsqueeze(0))
+    left_BV = left_BV.scatter_add(1, code_BX, change_BX)
+    return Root(
+        child_V=child_V,
+        left_BV=left_BV,
+        dead_BV=torch.where(left_BV > 0, 0.0, DEAD),
+        absent_V=torch.where(is_present_V, 0.0, DEAD),
+        group_V=torch.where(is_present_V, take(child_group, known_V), -1),
+        excluded_child_BX=torch.where(excluded_BX >= 0, take(child_V, code_BX), -1),
+    )
+
+
+def child_of_rows(
+    row_BX: Tensor, parent_BX: Tensor, child_begin: Tensor, child_row: Tensor, branch_C: Tensor
+) -> Tensor:
+    """The child of each parent below which a row lies; -1 where the parent is negative. `branch_C`: 0, 1, ..."""
+    node_BX = parent_BX.clamp(min=0)
+    first_BX1, end_BX1 = (take(child_begin, place_BX).unsqueeze(2) for place_BX in (node_BX, node_BX + 1))
+    # The row before which the node ends stands for children that it does not have: no row of the node reaches it.
+    is_before_BXC = take(child_row, torch.minimum(first_BX1 + branch_C, end_BX1)) <= row_BX.unsqueeze(2)
+    child_BX = first_BX1.squeeze(2) + is_before_BXC.sum(2, dtype=torch.int32) - 1
+    return torch.where(parent_BX < 0, -1, child_BX)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The children of each beam's node, in the trie's order, and places for those that it does not have."""
+
+    child_BWC: Tensor
+    """Number of the child, int32; -1: none."""
+    code_BWC: Tensor
+    """Its code, int64; any where there is no child."""
+    dead_BWC: Tensor
+    """0 where it still leads to an item that may be shown, else `DEAD` or less."""
+
+
+def open_nodes(
+    node_BW: Tensor,
+    chosen_BWR: Tensor,
+    trie: tuple[Tensor, Tensor, Tensor, Tensor],
     branch_C: Tensor,
-    excluded: tuple[Tensor, Tensor, Tensor],
-    code_of_child: Tensor,
-    allowed_cumsum_FN: Tensor,
-    filter_slots_B: Tensor,
-    caps: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    excluded: Excluded,
+    filters: Filters,
+    full_BWG: Tensor,
+) -> Candidates:
     """The children of each beam's trie node, and which of them still lead to an item that may be shown.
 
     A child is legal if its row range holds an allowed row that is neither excluded for the user nor in the beam's
@@ -51,50 +161,37 @@ def legal_children(
 
     Args:
         node_BW: Node of the level's parents; negative: the beam has ended, and no child is legal.
-        chosen: Rows that the beam has chosen, negative: none [B, W, R]; their codes at this level [B, W, R].
-        child_begin: [M + 1] first child of each node.
-        child_row: [children + 1] first row of each child.
-        branch_C: 0, 1, ..., C - 1.
-        excluded: Excluded rows [B, X]; whether each counts (it passes the filter) [B, X]; its code at this level as
-            one-hot floats [B, X, V].
-        code_of_child: [children] the child's code.
-        allowed_cumsum_FN: [F, N + 1] prefix sums of allowed rows.
-        filter_slots_B: The filter of each request.
-        caps: Group that all rows below a child are of [children], -1: none or several; `full_groups` of each beam
-            [B, W, G], where G is 1 in a batch without caps.
-
-    Returns:
-        First child of each node [B, W]; the children's codes, whether the catalog holds them, whether they are legal,
-        and how many of the beam's rows lie below them, each [B, W, C].
+        chosen_BWR: The children of this level that the beam's items lie below; negative: none.
+        trie: First child of each node [M + 1]; of the children code, first row (one more), and group that all rows
+            below are of (-1: none or several).
+        branch_C: 0, 0, 1, 2, ...: bounds, so that the first and the last candidate are never children.
+        excluded: For the user, and the beam's own items.
+        filters: Of the requests.
+        full_BWG: `full_groups` of each beam, where G is 1 in a batch without caps.
     """
-    open_BW = node_BW.clamp(min=0)
-    first_BW = take(child_begin, open_BW)
-    end_BW = take(child_begin, open_BW + 1)
-    exists_BWC = branch_C < (end_BW - first_BW).unsqueeze(-1)
-    child_BWC = torch.where(exists_BWC, first_BW.unsqueeze(-1) + branch_C, 0)
-    code_BWC = take(code_of_child, child_BWC).to(torch.int64)
-    low_BWC = take(child_row, child_BWC)
-    high_BWC = take(child_row, child_BWC + 1)
-    offset_B11 = (filter_slots_B * allowed_cumsum_FN.shape[1])[:, None, None]
-    cumsum = allowed_cumsum_FN.flatten()
-    left_BWC = take(cumsum, offset_B11 + high_BWC) - take(cumsum, offset_B11 + low_BWC)
+    child_begin, child_code, child_row, child_group = trie
+    node_BW1 = node_BW.unsqueeze(2)
+    open_BW1 = node_BW1.clamp(min=0)
+    first_BW1 = take(child_begin, open_BW1)
+    end_BW1 = torch.where(node_BW1 < 0, first_BW1, take(child_begin, open_BW1 + 1))
+    # One bound more than candidates; those outside the node are empty ranges at its ends.
+    bound_BWC = torch.minimum(first_BW1 + branch_C, end_BW1)
+    before_BWC = filters.allowed_before(take(child_row, bound_BWC))
+    left_BWC = before_BWC[:, :, 1:] - before_BWC[:, :, :-1]
+    # What is outside the node is counted at the first and the last candidate, where nothing is left anyway.
+    last = branch_C.shape[0] - 2
+    place_BWX = torch.cat([excluded.child_BWX, chosen_BWR], 2) - (first_BW1 - 1)
+    left_BWC = left_BWC.scatter_add(2, place_BWX.clamp(0, last).to(torch.int64), excluded.change_BWX)
 
-    excluded_BX, counts_BX, code_BXV = excluded
-    begin_BW1, stop_BW1 = (take(child_row, place_BW).unsqueeze(-1) for place_BW in (first_BW, end_BW))
-    row_B1X = excluded_BX.unsqueeze(1)
-    inside_BWX = (row_B1X >= begin_BW1) & (row_B1X < stop_BW1)
-    # A product with one-hot codes counts the excluded rows under each code for all beams at matrix speed.
-    per_code_BWV = (inside_BWX & counts_BX.unsqueeze(1)).to(torch.float32) @ code_BXV
-    rows_BWR, code_BWR = chosen
-    inside_BWR = ((rows_BWR >= begin_BW1) & (rows_BWR < stop_BW1)).to(left_BWC.dtype)
-    none_BWV = torch.zeros_like(per_code_BWV, dtype=left_BWC.dtype)
-    taken_BWV = none_BWV.scatter_add(2, code_BWR.to(torch.int64), inside_BWR)
-    left_BWC = left_BWC - (per_code_BWV.to(left_BWC.dtype) + taken_BWV).gather(2, code_BWC)
-
-    child_group, full_BWG = caps
-    is_full_BWC = (take(child_group, child_BWC).unsqueeze(2) == full_BWG.unsqueeze(3)).any(2)
-    legal_BWC = exists_BWC & (node_BW >= 0).unsqueeze(-1) & (left_BWC > 0) & ~is_full_BWC
-    return first_BW, code_BWC, exists_BWC, legal_BWC, taken_BWV.gather(2, code_BWC)
+    exists_BWC = bound_BWC[:, :, 1:] > bound_BWC[:, :, :-1]
+    child_BWC = torch.where(exists_BWC, bound_BWC[:, :, :-1], -1)
+    known_BWC = child_BWC.clamp(min=0)
+    closed_BWC = closed(full_BWG, take(child_group, known_BWC))
+    return Candidates(
+        child_BWC=child_BWC,
+        code_BWC=take(child_code, known_BWC).to(torch.int64),
+        dead_BWC=torch.where(left_BWC > 0, closed_BWC, DEAD),
+    )
 
 
 def full_groups(rows_BWR: Tensor, row_group_N: Tensor, limit_B: Tensor, places_G: Tensor) -> Tensor:
@@ -114,8 +211,15 @@ def full_groups(rows_BWR: Tensor, row_group_N: Tensor, limit_B: Tensor, places_G
     return full_BWR.index_select(2, places_G.clamp(max=rows_BWR.shape[2] - 1))
 
 
+def closed(full_BWG: Tensor, group: Tensor) -> Tensor:
+    """`DEAD` for candidates all of whose rows are of a full group, else 0, [B, W, C]; `group` [B, W, C] or [V]."""
+    is_full_BWGC = group.unsqueeze(-2) == full_BWG.unsqueeze(3)
+    # Of several places at most two hold one group; a sum is less work than whether there is any.
+    return torch.where(is_full_BWGC, DEAD, 0.0).sum(2)
+
+
 def child_logprobs(
-    logits_BWV: Tensor, code_BWC: Tensor, exists_BWC: Tensor, score_mode: str, affinity_BWC: Tensor | None = None
+    logits_BWV: Tensor, candidates: Candidates, score_mode: str, affinity_BWC: Tensor | None = None
 ) -> Tensor:
     """Logprob [B, W, C] of each child's code.
 
@@ -123,8 +227,8 @@ def child_logprobs(
     trie, each with its affinity, if any. Filters and exclusions never renormalise.
     """
     if score_mode == "full_softmax":
-        return logits_BWV.log_softmax(-1).gather(2, code_BWC)
-    logits_BWC = logits_BWV.gather(2, code_BWC)
+        return logits_BWV.log_softmax(-1).gather(2, candidates.code_BWC)
+    logits_BWC = logits_BWV.gather(2, candidates.code_BWC)
     if affinity_BWC is not None:
         logits_BWC = logits_BWC + affinity_BWC
-    return torch.where(exists_BWC, logits_BWC, DEAD).log_softmax(-1)
+    return torch.where(candidates.child_BWC >= 0, logits_BWC, DEAD).log_softmax(-1)

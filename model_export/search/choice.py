@@ -1,6 +1,12 @@
-"""The pieces of the search that choose: which children of all beams go on as the next beams.
+"""The pieces of the search that choose: which candidates of all beams go on as the next beams.
 
-Legend: B requests, W beams in, U beams out, R chosen rows plus one dummy, C children of a node.
+A beam that has no legal candidate ends, and stays among the beams at a score of its own; a dead beam may be anywhere,
+and stays dead. Parents are looked up, not
+divided: the exporter divides integers as floats, and there OpenVINO multiplies by the reciprocal, and so takes some
+first candidates for those of the beam before.
+
+Legend: B requests, W beams in, U beams out, N = B * W, P codes so far, C candidates of a beam, V codes of a level,
+S best codes of each beam, I places of candidates, R chosen items plus one dummy.
 """
 
 import torch
@@ -9,33 +15,121 @@ from torch import Tensor, nn
 from model_export.search.candidates import DEAD, take
 
 
+class Places(nn.Module):
+    """What stands at each place of all candidates, and behind them of beams that end, and of dead ones to fill up.
+
+    Once a run: W is the same at every step but the first.
+    """
+
+    def forward(self, slots_B: Tensor, width_W: Tensor, branch_C: Tensor) -> tuple[Tensor, ...]:
+        """The arguments only give B, W, and one more than C.
+
+        Returns the beam of each place [W * C + 3 W], the totals of up to 2 W dead beams [B, 2 W], and the child of what
+        stands behind the candidates [B, 3 W]: -1, the beam has ended.
+        """
+        beam_W = torch.arange(width_W.shape[0], device=width_W.device)
+        beam_WC = beam_W.unsqueeze(1) + torch.zeros_like(branch_C[1:], dtype=torch.int64)
+        none_W = torch.zeros_like(beam_W)
+        dead_BU = torch.zeros_like(slots_B, dtype=torch.float32).unsqueeze(1) + torch.cat([none_W, none_W]) + DEAD
+        ended_BI = (slots_B.unsqueeze(1) * 0 - 1) + torch.cat([none_W, none_W, none_W]).to(torch.int32)
+        return torch.cat([beam_WC.flatten(), beam_W, none_W, none_W]), dead_BU, ended_BI
+
+
 class Select(nn.Module):
-    """Keeps the best children over all beams of a request."""
+    """Keeps the best candidates over all beams of a request."""
 
     def forward(
-        self, total_BWC: Tensor, logprob_BWC: Tensor, first_BW: Tensor, beams_U: Tensor, *others_BWC: Tensor
+        self,
+        total_BWC: Tensor,
+        logprob_BWC: Tensor,
+        child_BWC: Tensor,
+        base_BW: Tensor,
+        kept_BW: Tensor,
+        parent_I: Tensor,
+        beams_U: Tensor,
+        dead_BU: Tensor,
+        ended_BI: Tensor,
+        *others_BWC: Tensor,
     ) -> tuple[Tensor, ...]:
-        """`beams_U` only gives U. Returns score, parent, child, logprob and the others, each [B, U], best first."""
-        num_beams, num_children = total_BWC.shape[1:]
-        # With fewer children than beams the rest are dead; padding keeps the shape the same everywhere.
-        dead_BU = torch.full_like(first_BW[:, :1], DEAD, dtype=torch.float32) + torch.zeros_like(
-            beams_U, dtype=torch.float32
+        """Adds `base` to the totals; a beam whose candidates are all dead goes on alone, with the score `kept`.
+
+        `parent_I`, `dead_BU`, `ended_BI`: from `Places`; `beams_U` only gives U. Returns score, parent, child (-1: the
+        beam has ended), logprob and the others, each [B, U], best first.
+        """
+        total_BI = (total_BWC + base_BW.unsqueeze(2)).flatten(1)
+        score_BI = torch.cat([total_BI, _ended(total_BWC.amax(2), kept_BW), dead_BU], 1)
+        score_BU, place_BU = score_BI.topk(beams_U.shape[0], dim=1)
+        child_BU = torch.cat([child_BWC.flatten(1), ended_BI], 1).gather(1, place_BU)
+        nothing_BI = ended_BI.to(torch.float32) * 0
+        others = (torch.cat([one.flatten(1), nothing_BI], 1).gather(1, place_BU) for one in (logprob_BWC, *others_BWC))
+        return score_BU, take(parent_I, place_BU), child_BU, *others
+
+
+class SelectRoot(nn.Module):
+    """The same among the codes of the first level, of which there may be thousands: the best of each beam first."""
+
+    def forward(
+        self,
+        total_BWV: Tensor,
+        logprob_BWV: Tensor,
+        child_V: Tensor,
+        base_BW: Tensor,
+        kept_BW: Tensor,
+        node_BW: Tensor,
+        beams_U: Tensor,
+        *others_BWV: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """As `Select`, but that all beams share their candidates, and that some have ended before: `node` -1."""
+        num_codes = total_BWV.shape[2]
+        best_BWS, code_BWS = _best_codes(total_BWV, beams_U)
+        best_BW = torch.where(node_BW < 0, DEAD, best_BWS[:, :, 0])
+        total_BWS = torch.where((node_BW < 0).unsqueeze(2), DEAD, best_BWS + base_BW.unsqueeze(2))
+        dead_BU = torch.full_like(kept_BW[:, :1], DEAD) + torch.zeros_like(beams_U, dtype=torch.float32)
+        score_BI = torch.cat([total_BWS.flatten(1), _ended(best_BW, kept_BW), dead_BU], 1)
+        score_BU, place_BU = score_BI.topk(beams_U.shape[0], dim=1)
+        beam_W = torch.arange(node_BW.shape[1], device=node_BW.device)
+        parent_BWS = beam_W.unsqueeze(1) + torch.zeros_like(code_BWS)
+        none_BU = torch.zeros_like(place_BU)
+        parent_BI = torch.cat(
+            [parent_BWS.flatten(1), beam_W + torch.zeros_like(node_BW, dtype=torch.int64), none_BU], 1
         )
-        score_BU, place_BU = torch.cat([total_BWC.flatten(1), dead_BU], 1).topk(beams_U.shape[0], dim=1)
-        place_BU = place_BU.clamp(max=num_beams * num_children - 1)
-        # Looked up, not divided: the exporter divides integers as floats, and there OpenVINO multiplies by the
-        # reciprocal, and so takes some first children for those of the beam before.
-        beam_W, branch_C = (torch.arange(size, device=place_BU.device) for size in (num_beams, num_children))
-        parent_BU = take(beam_W.unsqueeze(1).expand(-1, num_children).flatten(), place_BU)
-        child_BU = first_BW.gather(1, parent_BU) + take(branch_C.expand(num_beams, -1).flatten(), place_BU)
-        # A dead beam may point past its node's children; it goes on from node 0, and stays dead.
-        child_BU = torch.where(score_BU > DEAD / 2, child_BU, 0)
-        return (
-            score_BU,
-            parent_BU,
-            child_BU,
-            *[one.flatten(1).gather(1, place_BU) for one in (logprob_BWC, *others_BWC)],
-        )
+        code_BI = torch.cat([code_BWS.flatten(1), (node_BW * 0 - 1).to(torch.int64), none_BU - 1], 1)
+        parent_BU, code_BU = parent_BI.gather(1, place_BU), code_BI.gather(1, place_BU)
+        is_child_BU, known_BU = code_BU >= 0, code_BU.clamp(min=0)
+        child_BU = torch.where(is_child_BU, take(child_V, known_BU), -1)
+        place_BU = parent_BU * num_codes + known_BU
+        others = (one.flatten(1).gather(1, place_BU) for one in (logprob_BWV, *others_BWV))
+        return score_BU, parent_BU, child_BU, *[torch.where(is_child_BU, one_BU, 0.0) for one_BU in others]
+
+
+def _ended(best_BW: Tensor, kept_BW: Tensor) -> Tensor:
+    """The score of each beam whose best candidate is dead; `DEAD` for those that go on."""
+    return torch.where(best_BW > DEAD / 2, DEAD, kept_BW)
+
+
+def _best_codes(total_BWV: Tensor, beams_U: Tensor) -> tuple[Tensor, Tensor]:
+    """The best min(U, V) codes [B, W, S] of each beam: of one beam come U codes at most."""
+    num_codes = total_BWV.shape[2]
+    if not torch.compiler.is_exporting():
+        best_BWS, code_BWS = total_BWV.topk(min(beams_U.shape[0], num_codes), dim=2)
+        return best_BWS, code_BWS
+    # Spelled out, because the tracer would settle which of the two is less.
+    (num_beams_1,) = torch.onnx.ops.symbolic_multi_out(
+        "Shape", (beams_U,), dtypes=(torch.int64,), shapes=((1,),), version=19
+    )
+    num_best_1 = torch.onnx.ops.symbolic(
+        "Min", (num_beams_1, torch.tensor([num_codes])), dtype=torch.int64, shape=(1,), version=13
+    )
+    shape = (*total_BWV.shape[:2], beams_U.shape[0])
+    best_BWS, code_BWS = torch.onnx.ops.symbolic_multi_out(
+        "TopK",
+        (total_BWV, num_best_1),
+        {"axis": 2},
+        dtypes=(torch.float32, torch.int64),
+        shapes=(shape, shape),
+        version=11,
+    )
+    return best_BWS, code_BWS
 
 
 class Distinct(nn.Module):
@@ -47,14 +141,18 @@ class Distinct(nn.Module):
         parent_BU: Tensor,
         child_BU: Tensor,
         logprob_BU: Tensor,
-        rows_BWR: Tensor,
+        trail_NP: Tensor,
+        items_R: Tensor,
         beams_W: Tensor,
         *others_BU: Tensor,
     ) -> tuple[Tensor, ...]:
-        """From U selected beams, best first, keeps W; `child` is the row of the new item. Returns as `Select`."""
-        num_rows = rows_BWR.shape[2]
-        rows_BUR = rows_BWR.gather(1, parent_BU.unsqueeze(2).expand(-1, -1, num_rows))
-        sets_BUR = torch.cat([rows_BUR, child_BU.unsqueeze(2).to(rows_BUR.dtype)], 2).sort(2).values
+        """From U selected beams, best first, keeps W; `child` is the row of the new item. Returns as `Select`.
+
+        `items_R`: places of whole items in the trail.
+        """
+        rows_BWR = trail_NP.index_select(1, items_R).unflatten(0, (score_BU.shape[0], -1))
+        rows_BUR = rows_BWR.gather(1, parent_BU.unsqueeze(2).expand(-1, -1, rows_BWR.shape[2]))
+        sets_BUR = torch.cat([rows_BUR, child_BU.unsqueeze(2)], 2).sort(2).values
         # Beams innermost: there are enough of them to fill a processor's vectors.
         sets_BRU = sets_BUR.transpose(1, 2)
         same_BUU = (sets_BRU.unsqueeze(2) == sets_BRU.unsqueeze(3)).all(1)

@@ -120,7 +120,7 @@ class BeamSearch:
         spec = self.generator.spec
         was_training = self.generator.training
         self.generator.eval()
-        out = search(self._pieces, inputs, num_items or spec.slate_size, spec.num_levels)
+        out = search(self._pieces, inputs, self.generator, num_items or spec.slate_size)
         self.generator.train(was_training)
         return Slates(
             item_rows_BWK=out["item_rows"],
@@ -167,9 +167,9 @@ class EagerPieces:
         self._generator = generator
         self._max_branch = max_branch
 
-    def run(self, piece: str, *values: Tensor) -> tuple[Tensor, ...]:
+    def run(self, piece: str, *values: Tensor, of: int = 0) -> tuple[Tensor, ...]:
         """Runs one piece."""
-        out = self._modules[piece](*values)
+        out = self._modules[piece][of](*values)
         return (out,) if isinstance(out, Tensor) else out
 
     def parameter(self, name: str, *index: int) -> Tensor:
@@ -179,32 +179,36 @@ class EagerPieces:
 
 def search_parameter(generator: Generator, max_branch: tuple[int, ...], name: str, *index: int) -> Tensor:
     """The tensor behind each name of `Pieces.parameter`."""
-    device = generator.start_D.device
     level = index[-1]
     match name:
         case "code_table":
-            tensor = generator.code_tables[level].weight
+            return generator.code_tables[level].weight
         case "head":
-            tensor = generator.heads[level].get_parameter("weight")
+            return generator.heads[level].get_parameter("weight")
         case "head_bias":
-            tensor = generator.heads[level].get_parameter("bias")
+            return generator.heads[level].get_parameter("bias")
         case "query" | "query_bias" | "scale":
-            tensor = _query_parameter(generator, name, level)
+            return _query_parameter(generator, name, level)
         case "offset":
-            tensor = generator.position_offset(*index)
-        case "branch":
-            tensor = torch.arange(max_branch[level], dtype=torch.int32, device=device)
-        case "level":
-            tensor = torch.tensor([level], dtype=torch.int64, device=device)
-        case "num_missing":
-            tensor = torch.tensor(float(generator.spec.slate_size - index[0]), device=device)
-        case "place":
-            tensor = torch.tensor([index[0]], dtype=torch.int64, device=device)
-        case "ranks":
-            tensor = torch.arange(index[0], dtype=torch.int32, device=device)
+            return generator.position_offset(*index)
         case _:
-            raise AssertionError(name)
-    return tensor
+            constant = _search_constant(generator, max_branch, name, *index)
+            return constant.to(generator.start_D.device)
+
+
+def _search_constant(generator: Generator, max_branch: tuple[int, ...], name: str, *index: int) -> Tensor:
+    spec, level = generator.spec, index[-1]
+    constants: dict[str, Callable[[], Tensor]] = {
+        # Bounds of candidates, one more than there are: an empty one first and, in the fullest node, one last.
+        "branch": lambda: torch.arange(-1, max_branch[level] + 2, dtype=torch.int32).clamp(min=0),
+        "chosen": lambda: torch.arange(index[0] + 1) * spec.num_levels + level,
+        "codes": lambda: torch.arange(spec.codebook_sizes[level], dtype=torch.int32).view(1, 1, -1),
+        "level": lambda: torch.tensor([level], dtype=torch.int64),
+        "num_missing": lambda: torch.tensor(float(spec.slate_size - index[0])),
+        "place": lambda: torch.tensor([index[0]], dtype=torch.int64),
+        "ranks": lambda: torch.arange(index[0], dtype=torch.int32),
+    }
+    return constants[name]()
 
 
 def _query_parameter(generator: Generator, name: str, level: int) -> Tensor:

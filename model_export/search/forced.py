@@ -22,32 +22,28 @@ NUM_RUNNER_UPS = 3
 
 
 class Force(nn.Module):
-    """Takes the child that the forced row lies under, and the best of the others that are legal."""
+    """Takes the candidate that the forced row lies under, and the best of the others that are legal."""
 
     def forward(
         self,
         total_BWC: Tensor,
         logprob_BWC: Tensor,
-        first_BW: Tensor,
+        child: Tensor,
         forced_rows_BK: Tensor,
         place_1: Tensor,
         child_code: Tensor,
         child_row: Tensor,
         ranks_R: Tensor,
     ) -> tuple[Tensor, ...]:
-        """For the one beam of each request, whose score is always 0; `ranks_R` only gives R.
+        """For the one beam of each request, whose score is always 0.
 
-        Returns as `Select`, DEAD for the logprob of a row that lies under no child; then the codes and logprobs of the
-        runner-ups, each [B, R].
+        `child`: of each candidate, [B, W, C], or [V] at the root; `ranks_R` only gives R. Returns as `Select`, DEAD for
+        the logprob of a row that lies under no child; then the codes and logprobs of the runner-ups, each [B, R].
         """
         row_B11 = forced_rows_BK.index_select(1, place_1).unsqueeze(2)
-        num_branches, num_children = logprob_BWC.shape[2], child_code.shape[0]
-        first_BW1 = first_BW.unsqueeze(2)
-        child_BWC = first_BW1 + torch.arange(num_branches, device=first_BW.device)
-        # A beam that could not go on has no children.
-        is_child_BWC = (child_BWC < num_children) & (first_BW1 >= 0)
-        child_BWC = torch.where(is_child_BWC, child_BWC, 0)
-        is_above_BWC = (row_B11 >= take(child_row, child_BWC)) & (row_B11 < take(child_row, child_BWC + 1))
+        child_BWC = child + torch.zeros_like(total_BWC, dtype=torch.int32)
+        is_child_BWC, known_BWC = child_BWC >= 0, child_BWC.clamp(min=0)
+        is_above_BWC = (row_B11 >= take(child_row, known_BWC)) & (row_B11 < take(child_row, known_BWC + 1))
         is_forced_BWC = is_child_BWC & is_above_BWC
         branch_BW1 = is_forced_BWC.to(torch.float32).argmax(2, keepdim=True)
         logprob_BW = logprob_BWC.gather(2, branch_BW1).squeeze(2)
@@ -55,14 +51,14 @@ class Force(nn.Module):
         is_rival_BWC = is_child_BWC & ~is_forced_BWC & (total_BWC > DEAD / 2)
         rival_BC = torch.where(is_rival_BWC, logprob_BWC, DEAD).flatten(1)
         dead_BR = torch.zeros_like(rival_BC[:, :1]) + torch.full_like(ranks_R, DEAD, dtype=torch.float32)
-        # A dead place may lie past the children.
+        # A dead place may lie past the candidates.
         logprob_BR, branch_BR = torch.cat([rival_BC, dead_BR], 1).topk(ranks_R.shape[0], dim=1)
-        child_BR = child_BWC.flatten(1).gather(1, branch_BR.clamp(max=num_branches - 1))
+        child_BR = known_BWC.flatten(1).gather(1, branch_BR.clamp(max=rival_BC.shape[1] - 1))
         is_dead_BR = logprob_BR <= DEAD / 2
         return (
-            torch.zeros_like(first_BW, dtype=torch.float32),
-            torch.zeros_like(first_BW, dtype=torch.int64),
-            child_BWC.gather(2, branch_BW1).squeeze(2),
+            torch.zeros_like(logprob_BW),
+            torch.zeros_like(logprob_BW, dtype=torch.int64),
+            known_BWC.gather(2, branch_BW1).squeeze(2),
             torch.where(is_forced_BWC.any(2), logprob_BW, DEAD),
             torch.where(is_dead_BR, -1, take(child_code, child_BR)),
             torch.where(is_dead_BR, DEAD, logprob_BR),
@@ -76,11 +72,12 @@ class FinishForced(nn.Module):
         super().__init__()
         self.num_levels = num_levels
 
-    def forward(self, forced_rows_BK: Tensor, trace_BWP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, forced_rows_BK: Tensor, trace_NP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns as `Finish`: the forced rows, whether there is one, their level logprobs, and their sum."""
         rows_BWK = forced_rows_BK.unsqueeze(1)
         valid_BWK = rows_BWK >= 0
-        logprob_BWKL = trace_BWP[:, :, 1:].unflatten(2, (-1, self.num_levels))
+        # One beam per request: N is B.
+        logprob_BWKL = trace_NP[:, 1:].unflatten(1, (-1, self.num_levels)).unsqueeze(1)
         logprob_BWKL = torch.where(valid_BWK.unsqueeze(3), logprob_BWKL, 0.0)
         return rows_BWK, valid_BWK, logprob_BWKL, logprob_BWKL.sum((2, 3))
 
@@ -114,11 +111,13 @@ class ForcedPieces(Generic[Value]):
         self._codes: list[Value] = []
         self._logprobs: list[Value] = []
 
-    def run(self, piece: str, *values: Value) -> tuple[Value, ...]:
+    def run(self, piece: str, *values: Value, of: int = 0) -> tuple[Value, ...]:
         """Runs one piece; one beam never repeats another's set."""
         match piece:
+            case "select_root":
+                return self._force("force_root", *values[:3])
             case "select":
-                return self._force(*values[:3])
+                return self._force("force", *values[:3])
             case "widen":
                 return values
             case "distinct":
@@ -126,7 +125,7 @@ class ForcedPieces(Generic[Value]):
             case "finish":
                 return self._pieces.run("finish_forced", self._forced_rows, values[2])
             case _:
-                return self._pieces.run(piece, *values)
+                return self._pieces.run(piece, *values, of=of)
 
     def parameter(self, name: str, *index: int) -> Value:
         """See `Pieces.parameter`."""
@@ -137,13 +136,13 @@ class ForcedPieces(Generic[Value]):
         found = self._pieces.run("runner_ups", self._forced_rows, *self._codes, *self._logprobs)
         return dict(zip(RUNNER_UP_OUTPUTS, found, strict=True))
 
-    def _force(self, total: Value, logprob: Value, first: Value) -> tuple[Value, ...]:
+    def _force(self, piece: str, total: Value, logprob: Value, child: Value) -> tuple[Value, ...]:
         position, level = divmod(len(self._codes), self._num_levels)
         *chosen, codes, logprobs = self._pieces.run(
-            "force",
+            piece,
             total,
             logprob,
-            first,
+            child,
             self._forced_rows,
             self.parameter("place", position),
             self._trie[f"child_code_{level}"],

@@ -29,30 +29,33 @@ def graph_plans(generator: Generator, *, has_reward: bool = False) -> tuple[Grap
     has_vectors = generator.affinity is not None
     inputs = graph_inputs(spec.num_levels, has_vectors=has_vectors, has_reward=has_reward)
     outputs = (*OUTPUTS, ITEM_REWARDS) if has_reward else OUTPUTS
+    forced_inputs = [name for name in graph_inputs(spec.num_levels, has_vectors=has_vectors) if name != "beam_slots"]
     return (
         GraphPlan(
             purpose="generator",
             inputs=inputs,
             outputs=outputs,
-            run=lambda pieces, values: run_search(pieces, values, spec.slate_size, spec.num_levels),
+            run=lambda pieces, values: run_search(pieces, values, generator, spec.slate_size),
         ),
         GraphPlan(
             purpose="sampler",
             inputs=(*inputs, *SAMPLER_INPUTS),
             outputs=(*outputs, LEVEL_PROPENSITIES),
-            run=lambda pieces, values: run_sampler(pieces, values, spec.slate_size, spec.num_levels),
+            run=lambda pieces, values: run_sampler(pieces, values, generator, spec.slate_size),
         ),
         GraphPlan(
             purpose="explain",
-            inputs=(*graph_inputs(spec.num_levels, has_vectors=has_vectors), FORCED_ROWS),
+            inputs=(*forced_inputs, FORCED_ROWS),
             outputs=(*OUTPUTS, *RUNNER_UP_OUTPUTS),
-            run=lambda pieces, values: explain(pieces, values, spec.slate_size, spec.num_levels),
+            run=lambda pieces, values: explain(pieces, values, generator),
         ),
     )
 
 
-def explain(pieces: Pieces[Value], inputs: Mapping[str, Value], slate_size: int, num_levels: int) -> dict[str, Value]:
+def explain(pieces: Pieces[Value], inputs: Mapping[str, Value], generator: Generator) -> dict[str, Value]:
     """The search along `forced_rows`: the generator's outputs for one beam, and the runner-ups."""
+    num_levels = generator.spec.num_levels
     trie = {name: inputs[name] for name in trie_inputs(num_levels)}
     forced = ForcedPieces(pieces, inputs[FORCED_ROWS], trie, num_levels)
-    return run_search(forced, inputs, slate_size, num_levels) | forced.runner_ups()
+    one_beam = {"beam_slots": pieces.parameter("ranks", 1)}
+    return run_search(forced, {**inputs, **one_beam}, generator, generator.spec.slate_size) | forced.runner_ups()

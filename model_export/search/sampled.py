@@ -22,6 +22,7 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
+from model_export.model import Generator
 from model_export.search.candidates import DEAD, take
 from model_export.search.driver import Pieces, Value, run_search
 from model_export.search.noise import after_code, gumbel, uniform
@@ -32,24 +33,33 @@ LEVEL_PROPENSITIES = "level_log_propensities"
 """The further output: phi of each code, float32 [B, W, K, L], 0 where there is no item. `scores` are G."""
 
 
+class CodesOf(nn.Module):
+    """The codes of candidates."""
+
+    def forward(self, child_BWC: Tensor, child_code: Tensor) -> Tensor:
+        """Any where there is no child."""
+        return take(child_code, child_BWC.clamp(min=0))
+
+
 class Perturb(nn.Module):
-    """Turns the children's scores into perturbed ones."""
+    """Turns the candidates' scores into perturbed ones."""
 
     def forward(
         self,
         total_BWC: Tensor,
-        first_BW: Tensor,
+        code: Tensor,
         perturbed_BW: Tensor,
         phi_BW: Tensor,
         state_BWS: Tensor,
         temperatures_B: Tensor,
-        child_code: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """From the totals of `Step` and the beams' own G and phi to the children's G and phi, each [B, W, C]."""
+        """From the candidates' totals and the beams' own G and phi to the candidates' G and phi, each [B, W, C].
+
+        `code`: of each candidate, int32, [B, W, C], or [1, 1, V] at the root. G is what is to be added to the beam's.
+        """
         legal_BWC = total_BWC > DEAD / 2
-        logit_BWC = (total_BWC - perturbed_BW.unsqueeze(2)) / temperatures_B[:, None, None]
-        phi_BWC = torch.where(legal_BWC, logit_BWC, DEAD).log_softmax(2)
-        noisy_BWC = phi_BWC + gumbel(uniform(state_BWS, _codes(first_BW, total_BWC.shape[2], child_code)))
+        phi_BWC = torch.where(legal_BWC, total_BWC / temperatures_B[:, None, None], DEAD).log_softmax(2)
+        noisy_BWC = phi_BWC + gumbel(uniform(state_BWS, code))
         most_BW1 = torch.where(legal_BWC, noisy_BWC, DEAD).amax(2, keepdim=True)
         # The parent's G, on the scale on which phi of the parent is 0.
         bound_BW1 = (perturbed_BW - phi_BW).unsqueeze(2)
@@ -57,14 +67,7 @@ class Perturb(nn.Module):
         v_BWC = bound_BW1 - noisy_BWC + below_BWC.clamp(min=1e-30).log()
         fall_BWC = v_BWC.clamp(min=0.0) + (1 + (-v_BWC.abs()).exp()).log()
         fall_BWC = torch.where(noisy_BWC >= most_BW1, 0.0, fall_BWC)
-        alive_BWC = legal_BWC & (perturbed_BW > DEAD / 2).unsqueeze(2)
-        return torch.where(alive_BWC, perturbed_BW.unsqueeze(2) - fall_BWC, DEAD), phi_BWC
-
-
-def _codes(first_BW: Tensor, num_branches: int, child_code: Tensor) -> Tensor:
-    """Codes [B, W, C] of the children; what stands where there is no child is never used."""
-    child_BWC = first_BW.clamp(min=0).unsqueeze(2) + torch.arange(num_branches, device=first_BW.device)
-    return take(child_code, torch.where(child_BWC < child_code.shape[0], child_BWC, 0))
+        return torch.where(legal_BWC, -fall_BWC, DEAD), phi_BWC
 
 
 class InheritNoise(nn.Module):
@@ -76,17 +79,18 @@ class InheritNoise(nn.Module):
         child_BU: Tensor,
         drawn_BU: Tensor,
         phi_BW: Tensor,
-        trace_BWP: Tensor,
+        trace_NP: Tensor,
         state_BWS: Tensor,
         child_code: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`drawn_BU`: phi of the new codes. Returns phi so far [B, U], its trace [B, U, P + 1], states [B, U, S]."""
+        """`drawn_BU`: phi of the new codes. Returns phi so far [B, U], its trace [N, P + 1], states [B, U, S]."""
         parent_BU1 = parent_BU.unsqueeze(2)
         state_BUS = state_BWS.gather(1, parent_BU1.expand(-1, -1, state_BWS.shape[2]))
+        trace_BWP = trace_NP.unflatten(0, (parent_BU.shape[0], -1))
         trace_BUP = trace_BWP.gather(1, parent_BU1.expand(-1, -1, trace_BWP.shape[2]))
         trace_BUP = torch.cat([trace_BUP, drawn_BU.unsqueeze(2)], 2)
         code_BU = take(child_code, child_BU.clamp(min=0))
-        return phi_BW.gather(1, parent_BU) + drawn_BU, trace_BUP, after_code(state_BUS, code_BU)
+        return phi_BW.gather(1, parent_BU) + drawn_BU, trace_BUP.flatten(0, 1), after_code(state_BUS, code_BU)
 
 
 class FinishSampled(nn.Module):
@@ -97,16 +101,23 @@ class FinishSampled(nn.Module):
         self.num_levels = num_levels
 
     def forward(
-        self, perturbed_BW: Tensor, rows_BWR: Tensor, trace_BWP: Tensor, drawn_BWP: Tensor
+        self, perturbed_BW: Tensor, trail_NP: Tensor, trace_NP: Tensor, items_R: Tensor, drawn_NP: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """As `Finish`, but that scores are G; then phi of every code [B, W, K, L]."""
-        rows_BWK = torch.where((perturbed_BW > DEAD / 2).unsqueeze(2), rows_BWR[:, :, 1:], -1)
+        num_requests = perturbed_BW.shape[0]
+        rows_BWK = trail_NP.index_select(1, items_R[1:]).unflatten(0, (num_requests, -1))
+        rows_BWK = torch.where((perturbed_BW > DEAD / 2).unsqueeze(2), rows_BWK, -1)
         valid_BWK = rows_BWK >= 0
         both = [
-            torch.where(valid_BWK.unsqueeze(3), trace[:, :, 1:].unflatten(2, (-1, self.num_levels)), 0.0)
-            for trace in (trace_BWP, drawn_BWP)
+            torch.where(valid_BWK.unsqueeze(3), _by_item(trace[:, 1:], num_requests, self.num_levels), 0.0)
+            for trace in (trace_NP, drawn_NP)
         ]
         return rows_BWK, valid_BWK, both[0], perturbed_BW, both[1]
+
+
+def _by_item(trace_NP: Tensor, num_requests: int, num_levels: int) -> Tensor:
+    trace_BWKL: Tensor = trace_NP.unflatten(1, (-1, num_levels)).unflatten(0, (num_requests, -1))
+    return trace_BWKL
 
 
 class SampledPieces(Generic[Value]):
@@ -121,33 +132,32 @@ class SampledPieces(Generic[Value]):
         self._num_codes = 0
         self._perturbed: Value
         self._phi: Value
-        self._trace: Value
-        self._child: Value
         self._drawn: Value
+        self._drawn_before: Value
         self._level_propensities: Value
 
-    def run(self, piece: str, *values: Value) -> tuple[Value, ...]:
+    def run(self, piece: str, *values: Value, of: int = 0) -> tuple[Value, ...]:
         """Runs one piece."""
         match piece:
             case "start":
                 out = self._pieces.run(piece, *values)
-                self._perturbed, self._trace = out[2], out[5]
-                self._phi = self._perturbed
+                self._perturbed = self._phi = self._drawn_before = out[1]
                 return out
-            case "select":
-                return self._select(*values)
+            case "select_root" | "select":
+                return self._draw(piece, *values)
             case "distinct":
                 *chosen, self._drawn = self._pieces.run("distinct_sampled", *values, self._drawn)
-                self._perturbed, self._child = chosen[0], chosen[2]
+                self._perturbed = chosen[0]
                 return tuple(chosen)
             case "advance":
-                self._inherit(values[0])
+                self._inherit(values[0], values[1])
                 return self._pieces.run(piece, *values)
             case "finish":
-                *outputs, self._level_propensities = self._pieces.run("finish_sampled", *values[:3], self._trace)
+                given = (*values[:4], self._drawn_before)
+                *outputs, self._level_propensities = self._pieces.run("finish_sampled", *given)
                 return tuple(outputs)
             case _:
-                return self._pieces.run(piece, *values)
+                return self._pieces.run(piece, *values, of=of)
 
     def parameter(self, name: str, *index: int) -> Value:
         """See `Pieces.parameter`."""
@@ -157,17 +167,26 @@ class SampledPieces(Generic[Value]):
         """`LEVEL_PROPENSITIES`, once the search has run."""
         return self._level_propensities
 
-    def _select(self, total: Value, logprob: Value, first: Value, beams: Value) -> tuple[Value, ...]:
-        noise = (self._phi, self._state, self._temperatures, self._child_code())
-        total, phi = self._pieces.run("perturb", total, first, self._perturbed, *noise)
-        *chosen, self._drawn = self._pieces.run("select_sampled", total, logprob, first, beams, phi)
-        self._perturbed, self._child = chosen[0], chosen[2]
+    def _draw(
+        self, piece: str, total: Value, logprob: Value, child: Value, score: Value, kept: Value, *places: Value
+    ) -> tuple[Value, ...]:
+        """As the piece, but that scores are G; what ends keeps its own."""
+        del score, kept
+        if piece == "select_root":
+            perturb, codes = "perturb_root", self._pieces.parameter("codes", 0)
+        else:
+            perturb, (codes,) = "perturb", self._pieces.run("codes_of", child, self._child_code())
+        noise = (self._perturbed, self._phi, self._state, self._temperatures)
+        change, phi = self._pieces.run(perturb, total, codes, *noise)
+        mine = (change, logprob, child, self._perturbed, self._perturbed)
+        *chosen, self._drawn = self._pieces.run(_SAMPLED[piece], *mine, *places, phi)
+        self._perturbed = chosen[0]
         return tuple(chosen)
 
-    def _inherit(self, parent: Value) -> None:
-        state = (self._phi, self._trace, self._state, self._child_code())
-        self._phi, self._trace, self._state = self._pieces.run(
-            "inherit_noise", parent, self._child, self._drawn, *state
+    def _inherit(self, parent: Value, child: Value) -> None:
+        state = (self._phi, self._drawn_before, self._state, self._child_code())
+        self._phi, self._drawn_before, self._state = self._pieces.run(
+            "inherit_noise", parent, child, self._drawn, *state
         )
         self._num_codes += 1
 
@@ -175,9 +194,12 @@ class SampledPieces(Generic[Value]):
         return self._child_codes[self._num_codes % len(self._child_codes)]
 
 
+_SAMPLED = {"select": "select_sampled", "select_root": "select_sampled_root"}
+
+
 def run_sampler(
-    pieces: Pieces[Value], inputs: Mapping[str, Value], slate_size: int, num_levels: int
+    pieces: Pieces[Value], inputs: Mapping[str, Value], generator: Generator, slate_size: int
 ) -> dict[str, Value]:
     """Slates drawn without replacement: outputs by name, as of the search and `LEVEL_PROPENSITIES`."""
-    sampled = SampledPieces(pieces, inputs, num_levels)
-    return run_search(sampled, inputs, slate_size, num_levels) | {LEVEL_PROPENSITIES: sampled.level_propensities()}
+    sampled = SampledPieces(pieces, inputs, generator.spec.num_levels)
+    return run_search(sampled, inputs, generator, slate_size) | {LEVEL_PROPENSITIES: sampled.level_propensities()}

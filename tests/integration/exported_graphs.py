@@ -148,7 +148,7 @@ def _lively(generator: Generator) -> Generator:
 
 def export_to(folder: Path, generator: Generator, reward: RewardGraph | None = None) -> Exported:
     """Writes its graphs and their weights; they have room for every catalog of its codebooks."""
-    graphs = assemble(generator, export_pieces(generator, reward), generator.spec.codebook_sizes)
+    graphs = assemble(generator, export_pieces(generator, reward), generator.spec.codebook_sizes, reward)
     save_graphs(graphs, folder)
     files = {graph_file(purpose): "draft" for purpose in graphs}
     manifest = Manifest.model_validate({**manifest_fields(generator, reward), "files": files})

@@ -19,7 +19,7 @@ from test_graph_parity import check
 
 from model_export.onnx.assemble import IR_VERSION
 from model_export.onnx.pieces import OPSET, export_module
-from model_export.search.choice import Select
+from model_export.search.choice import Places, Select, SelectRoot
 from service.bundle import Bundle
 from service.catalog import CatalogSnapshot
 from service.errors import BundleError, RunnerError
@@ -120,10 +120,14 @@ def test_every_child_that_is_chosen_belongs_to_its_beam(tmp_path: Path) -> None:
     def arguments(num_children: int, num_beams: int = 32) -> tuple[torch.Tensor, ...]:
         order = torch.randperm(num_beams * num_children, generator=torch.Generator().manual_seed(num_children))
         total_BWC = order.float().view(1, num_beams, num_children)
-        first_BW = torch.arange(num_beams, dtype=torch.int32)[None] * 10_000
-        return total_BWC, total_BWC, first_BW, torch.zeros(num_beams * num_children, dtype=torch.int32)
+        child_BWC = torch.arange(num_beams)[:, None] * 10_000 + torch.arange(num_children)
+        none_BW = torch.zeros(1, num_beams)
+        beams_U = torch.zeros(num_beams * num_children, dtype=torch.int32)
+        parent_I, *behind = Places()(beams_U[:1], torch.zeros(num_beams), torch.zeros(num_children + 1))
+        return total_BWC, total_BWC, child_BWC.to(torch.int32)[None], none_BW, none_BW, parent_I, beams_U, *behind
 
-    onnx.save(export_module(Select(), [arguments(3, 4), arguments(5, 6)]), str(tmp_path / "select.onnx"))
+    piece = export_module(Select(), [arguments(3, 4), arguments(5, 6)])
+    onnx.save(piece.model, str(tmp_path / "select.onnx"))
     infer_request = compile_graph(tmp_path / "select.onnx", "float32", 1).create_infer_request()
     for num_children in (2, 3, 9, 41, 47, 55, 100, 230, 255, 1_000):
         given = arguments(num_children)
@@ -132,6 +136,31 @@ def test_every_child_that_is_chosen_belongs_to_its_beam(tmp_path: Path) -> None:
         parent_BU, branch_BU = np.divmod(place_BU, num_children)
         np.testing.assert_array_equal(out[1], parent_BU)
         np.testing.assert_array_equal(out[2], parent_BU * 10_000 + branch_BU)
+
+
+@pytest.mark.parametrize("num_codes", [7, 41, 255, 1_000])
+def test_every_code_that_is_chosen_belongs_to_its_beam(num_codes: int, tmp_path: Path) -> None:
+    def arguments(num_beams: int, num_chosen: int, num_requests: int) -> tuple[torch.Tensor, ...]:
+        draw = torch.Generator().manual_seed(num_beams)
+        order = torch.stack([torch.randperm(num_beams * num_codes, generator=draw) for _ in range(num_requests)])
+        total_BWV = order.float().view(num_requests, num_beams, num_codes)
+        child_V = torch.arange(num_codes, dtype=torch.int32) + 10_000
+        none_BW = torch.zeros(num_requests, num_beams)
+        node_BW = none_BW.to(torch.int32)
+        return total_BWV, -total_BWV, child_V, none_BW, none_BW, node_BW, torch.zeros(num_chosen, dtype=torch.int32)
+
+    piece = export_module(SelectRoot(), [arguments(3, 4, 2), arguments(5, 6, 3)])
+    onnx.save(piece.model, str(tmp_path / "select.onnx"))
+    infer_request = compile_graph(tmp_path / "select.onnx", "float32", 1).create_infer_request()
+    for num_beams, num_chosen in ((1, 5), (5, 20), (32, 64), (128, 256)):
+        given = arguments(num_beams, num_chosen, 2)
+        out = infer_request.infer([value.numpy() for value in given])
+        count = min(num_chosen, num_beams * num_codes)
+        place_BU = given[0].flatten(1).argsort(descending=True).numpy()[:, :count]
+        parent_BU, code_BU = np.divmod(place_BU, num_codes)
+        np.testing.assert_array_equal(out[1][:, :count], parent_BU)
+        np.testing.assert_array_equal(out[2][:, :count], code_BU + 10_000)
+        np.testing.assert_array_equal(out[3][:, :count], -out[0][:, :count])
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

@@ -1,16 +1,14 @@
 """What the constraint costs: a step that keeps to the catalog's trie, filter and exclusions, beside one that does not.
 
-Both steps run the same network and choose the best of all beams' codes. The constrained one is made of the pieces of
-the exported graph, `step` (`root_step` at an item's first code) and `select`, with weights as weights and everything
-else as inputs, on what a search of this catalog really gives them. The free one scores and ranks the whole codebook and
-looks at no catalog.
+Both steps run the same layers and choose the best of all beams' codes. The constrained one is made of the pieces of
+the exported graph that score and choose a code, with weights as weights and everything else as inputs, on what a search
+of this catalog really gives them. The free one scores and ranks the whole codebook and looks at no catalog.
 
 Legend: B requests, W beams in, U beams out, V codes of a level, X codes of all beams, D width, N beams of all requests.
 """
 
-import inspect
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import compose, numpy_helper
+from onnx import helper
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,37 +27,35 @@ from loadtests.bench.decode.workload import DecodeWorkload, Measured
 from loadtests.bench.errors import BenchError
 from loadtests.bench.result import Row
 from model_export.model import Generator
+from model_export.onnx.assemble import NamedPieces
 from model_export.onnx.pieces import export_module, export_pieces
-from model_export.search.driver import Search
+from model_export.search.driver import run_search
 from model_export.search.eager import EagerPieces
-from model_export.search.pieces import Step, pairs
+from model_export.search.pieces import make_pieces
 
 CONSTRAINED, FREE = "constrained", "unconstrained"
-_NUM_STEP_INPUTS = len(inspect.signature(Step.forward).parameters) - 2
-"""Of the piece `step`, before the suffix and the context; the last two are the codebook's weights and biases."""
+_CHOICES = ("select_root", "select")
+_BEAMS = 6
+"""The place among the arguments of a choice of what gives the number of beams."""
 
 
-class FreeStep(nn.Module):
-    """The piece `step` without a catalog, and the choice of the best codes."""
+class FreeChoice(nn.Module):
+    """The best codes of all beams, without a catalog."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.decoder = generator.decoder
+        self.norm = generator.decoder.norm
 
     def forward(
-        self, x_BWD: Tensor, bias: Tensor, score_BW: Tensor, beams_U: Tensor, head_VD: Tensor, head_bias_V: Tensor,
-        *layers: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        """Returns score, parent, code and logprob, each [B, U], best first, and the grown suffix."""
-        half = len(layers) // 2
-        hidden_ND, suffix = self.decoder.step(x_BWD.flatten(0, 1), pairs(layers[:half]), pairs(layers[half:]), bias)
-        logits_BWV = F.linear(hidden_ND, head_VD, head_bias_V).unflatten(0, (bias.shape[0], -1))
-        logprob_BX = logits_BWV.log_softmax(-1).flatten(1)
-        total_BX = (score_BW.unsqueeze(-1) + logprob_BX.view_as(logits_BWV)).flatten(1)
-        score_BU, place_BU = total_BX.topk(beams_U.shape[0], dim=1)
+        self, x_ND: Tensor, score_BW: Tensor, beams_U: Tensor, head_VD: Tensor, head_bias_V: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns score, parent, code and logprob, each [B, U], best first."""
+        logits_NV = F.linear(self.norm(x_ND), head_VD, head_bias_V)
+        logprob_BWV = logits_NV.log_softmax(-1).unflatten(0, (score_BW.shape[0], -1))
+        score_BU, place_BU = (score_BW.unsqueeze(-1) + logprob_BWV).flatten(1).topk(beams_U.shape[0], dim=1)
         parent_BU = torch.div(place_BU, head_VD.shape[0], rounding_mode="trunc")
         code_BU = place_BU - parent_BU * head_VD.shape[0]
-        return (score_BU, parent_BU, code_BU, logprob_BX.gather(1, place_BU), *[one for pair in suffix for one in pair])
+        return score_BU, parent_BU, code_BU, logprob_BWV.flatten(1).gather(1, place_BU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,7 @@ class Constraint(DecodeWorkload):
         caveat = (
             f"medians of {self.num_rounds} single steps of each kind, in turn, {self.num_threads} threads, random "
             f"weights and sids, {self.num_excluded} rows excluded; an item is the sum over its levels; what follows a "
-            "choice (suffixes inherited, repeated sets dropped) is in neither"
+            "choice (suffixes inherited, repeated sets dropped) and what is counted once a run is in neither"
         )
         return Measured(rows=rows, ratios=ratios, caveat=caveat)
 
@@ -114,87 +110,97 @@ class Steps:
     def __init__(self, workload: Constraint) -> None:
         self._workload = workload
         self._generator, self._catalog = workload.generator(), workload.catalog()
-        self._pieces = export_pieces(self._generator)
-        # Two searches that differ in every size, as for the pieces themselves: what varies is dynamic.
-        shorter = replace(workload, history_length=workload.history_length - 1)
-        recorded = [self.recorded(workload, 6, 3), self.recorded(shorter, 8, 4)]
-        calls = [_free_arguments(recorder, place) for recorder in recorded for place in self._places]
-        self._free = export_module(FreeStep(self._generator), calls)
-
-    @property
-    def _places(self) -> range:
-        """The steps of the item, counted over the slate."""
-        num_levels = self._workload.num_levels
-        return range(self._workload.position * num_levels, (self._workload.position + 1) * num_levels)
+        free = FreeChoice(self._generator)
+        recorded = [self.recorded(*shape) for shape in ((6, 3), (8, 4))]
+        calls = [_free_arguments(recorder, step) for recorder in recorded for step in recorder.steps]
+        self._modules = {**make_pieces(self._generator), "free": (free,)}
+        self._pieces = {**export_pieces(self._generator), "free": export_module(free, calls)}
 
     def systems(self, beam_width: int, batch_size: int) -> dict[str, System]:
         """By kind and level."""
-        recorder = self.recorded(self._workload, beam_width, batch_size)
         systems: dict[str, System] = {}
-        for level, place in enumerate(self._places):
-            constrained = self._load(*self._constrained(recorder, place))
-            score_BU = torch.from_numpy(constrained()[0])
-            if not torch.allclose(score_BU, recorder.best(place), atol=1e-3):
+        recorder = self.recorded(beam_width, batch_size)
+        for level, step in enumerate(recorder.steps):
+            constrained = self._load(step, recorder, self._constrained)
+            best_BU = step[-1].outputs[0][:, :beam_width]
+            if not torch.allclose(torch.from_numpy(constrained()[0]), best_BU, atol=1e-3):
                 raise BenchError("the constrained step does not choose what the search chooses")
             systems[f"{CONSTRAINED}, level {level}"] = constrained
-            systems[f"{FREE}, level {level}"] = self._load(*self._unconstrained(recorder, place))
+            systems[f"{FREE}, level {level}"] = self._load(step, recorder, self._unconstrained)
         return systems
 
-    def recorded(self, workload: Constraint, beam_width: int, batch_size: int) -> "Recorder":
+    def recorded(self, beam_width: int, batch_size: int) -> "Recorder":
         """A search up to the item's end."""
+        workload = self._workload
         feeds = feeds_of(workload, self._catalog, beam_width, batch_size)
-        recorder = Recorder(self._generator, self._catalog.trie.max_branch)
         inputs = {name: torch.from_numpy(value.copy()) for name, value in feeds.items()}
+        recorder = Recorder(self._generator, self._catalog.trie.max_branch, inputs["beam_slots"])
         with torch.inference_mode():
-            Search(recorder, inputs, workload.position + 1, workload.num_levels).run()
+            run_search(recorder, inputs, self._generator, workload.position + 1)
+        first = workload.position * workload.num_levels
+        recorder.steps = recorder.steps[first : first + workload.num_levels]
         return recorder
 
-    def _constrained(self, recorder: "Recorder", place: int) -> tuple[onnx.ModelProto, Feeds]:
-        piece, arguments = recorder.steps[place]
-        step, select = (compose.add_prefix(self._pieces[name], f"{name}/") for name in (piece, "select"))
-        chained = [(step.graph.output[number].name, select.graph.input[number].name) for number in range(3)]
-        grown = [output.name for output in step.graph.output[3:]]
-        chosen = [output.name for output in select.graph.output]
-        model = compose.merge_models(step, select, io_map=chained, outputs=chosen + grown)
-        model.graph.output.sort(
-            key=lambda output: (chosen + grown).index(output.name)
-        )  # score first, as in the free one
-        names = [entry.name for entry in step.graph.input] + [select.graph.input[3].name]
-        given = dict(zip(names, (*arguments, recorder.beams(place)), strict=True))
-        return _with_weights(model, given, recorder)
-
-    def _unconstrained(self, recorder: "Recorder", place: int) -> tuple[onnx.ModelProto, Feeds]:
-        model = onnx.ModelProto()
-        model.CopyFrom(self._free)
-        names = [entry.name for entry in model.graph.input]
-        return _with_weights(model, dict(zip(names, _free_arguments(recorder, place), strict=True)), recorder)
-
-    def _load(self, model: onnx.ModelProto, feeds: Feeds) -> Callable[[], Any]:
+    def _load(self, step: "Step", recorder: "Recorder", kind: Callable[..., tuple[str, ...]]) -> Callable[[], Any]:
+        named = NamedPieces(self._generator, self._modules, self._pieces, self._catalog.trie.max_branch)
+        replay = Replay(named, recorder)
+        x, grown = replay.layers(step)
+        outputs = (*kind(replay, step, x), *grown)
+        model, feeds = replay.model(outputs)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "step.onnx"
             onnx.save(model, str(path))
             return partial(in_onnx_runtime(path, self._workload.num_threads).run, None, feeds)
 
+    def _constrained(self, replay: "Replay", step: "Step", x: str) -> tuple[str, ...]:
+        score, choice = step[-2:]
+        replay.run(score, x, *replay.names(score.values[1:]))
+        beams = replay.names([replay.recorder.beams_W])
+        return replay.run(
+            choice, *replay.names(choice.values[:_BEAMS]), *beams, *replay.names(choice.values[_BEAMS + 1 :])
+        )
+
+    def _unconstrained(self, replay: "Replay", step: "Step", x: str) -> tuple[str, ...]:
+        return replay.named.run("free", x, *replay.names(_free_arguments(replay.recorder, step)[1:]))
+
+
+@dataclass(frozen=True)
+class Call:
+    """Of a piece."""
+
+    piece: str
+    values: tuple[Tensor, ...]
+    of: int
+    outputs: tuple[Tensor, ...]
+
+
+Step = list[Call]
+"""The calls that write one code: the layers, what scores, and what chooses."""
+
 
 class Recorder(EagerPieces):
-    """Runs the pieces, and keeps what they are called with."""
+    """Runs the pieces, and keeps what writes codes."""
 
-    def __init__(self, generator: Generator, max_branch: tuple[int, ...]) -> None:
+    def __init__(self, generator: Generator, max_branch: tuple[int, ...], beams_W: Tensor) -> None:
         super().__init__(generator, max_branch)
-        self.steps: list[tuple[str, tuple[Tensor, ...]]] = []
-        """The piece of each step, which differs at the root, and its arguments."""
-        self._chosen: list[Tensor] = []
+        self.beams_W = beams_W
+        """One entry a beam; the search chooses twice as many where repeated sets are dropped afterwards."""
+        self.steps: list[Step] = []
+        self._step: Step = []
         self._parameters: list[Tensor] = []
 
-    def run(self, piece: str, *values: Tensor) -> tuple[Tensor, ...]:
-        out = super().run(piece, *values)
-        if piece in {"step", "root_step"}:
-            self.steps.append((piece, values))
-        if piece == "select":
-            self._chosen.append(out[0])
-        return out
+    def run(self, piece: str, *values: Tensor, of: int = 0) -> tuple[Tensor, ...]:
+        """Runs one piece."""
+        outputs = super().run(piece, *values, of=of)
+        if piece in {"decode_layer", "score_root", "score", *_CHOICES}:
+            self._step.append(Call(piece, values, of, outputs))
+        if piece in _CHOICES:
+            self.steps.append(self._step)
+            self._step = []
+        return outputs
 
     def parameter(self, name: str, *index: int) -> Tensor:
+        """See `Pieces.parameter`."""
         self._parameters.append(super().parameter(name, *index))
         return self._parameters[-1]
 
@@ -202,27 +208,60 @@ class Recorder(EagerPieces):
         """Whether it is of the model, and so a weight of the graph."""
         return any(value is parameter for parameter in self._parameters)
 
-    def beams(self, place: int) -> Tensor:
-        """One entry a beam; the search chooses twice as many where repeated sets are dropped afterwards."""
-        return torch.zeros(self.steps[place][1][2].shape[1], dtype=torch.int32)
 
-    def best(self, place: int) -> Tensor:
-        """Scores [B, U] that the search chose."""
-        return self._chosen[place][:, : len(self.beams(place))]
+def _free_arguments(recorder: Recorder, step: Step) -> tuple[Tensor, ...]:
+    # A piece that scores takes its vectors and the beams' scores first, and the codebook last.
+    score = step[-2]
+    return (*score.values[:2], recorder.beams_W, *score.values[-2:])
 
 
-def _free_arguments(recorder: Recorder, place: int) -> tuple[Tensor, ...]:
-    step = recorder.steps[place][1]
-    return (*step[:3], recorder.beams(place), *step[_NUM_STEP_INPUTS - 2 :])
+class Replay:
+    """Writes recorded calls into a graph: what they made of each other stays inside, the rest is fed."""
 
+    def __init__(self, named: NamedPieces, recorder: Recorder) -> None:
+        self.named, self.recorder = named, recorder
+        self._name_of: dict[int, str] = {}
+        self._feeds: Feeds = {}
 
-def _with_weights(
-    model: onnx.ModelProto, arguments: dict[str, Tensor], recorder: Recorder
-) -> tuple[onnx.ModelProto, Feeds]:
-    """The model's parameters as weights of the graph, the rest as what it is fed."""
-    weights = {name: value for name, value in arguments.items() if recorder.is_parameter(value)}
-    inputs = [entry for entry in model.graph.input if entry.name not in weights]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    model.graph.initializer.extend(numpy_helper.from_array(value.numpy(), name) for name, value in weights.items())
-    return model, {name: value.numpy() for name, value in arguments.items() if name not in weights}
+    def names(self, values: Sequence[Tensor]) -> list[str]:
+        """Of each value in the graph."""
+        return [self._name(value) for value in values]
+
+    def run(self, call: Call, *given: str) -> tuple[str, ...]:
+        """Replays one call."""
+        outputs = self.named.run(call.piece, *given, of=call.of)
+        self._name_of.update((id(value), name) for value, name in zip(call.outputs, outputs, strict=True))
+        return outputs
+
+    def layers(self, step: Step) -> tuple[str, list[str]]:
+        """Replays the layers; their output, and the grown suffix."""
+        (x,), grown = self.names(step[0].values[:1]), []
+        for call in step[:-2]:
+            x, *suffix = self.run(call, x, *self.names(call.values[1:]))
+            grown += suffix
+        return x, grown
+
+    def model(self, outputs: Sequence[str]) -> tuple[onnx.ModelProto, Feeds]:
+        """What was replayed, and what it is fed; no size is known in advance."""
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+            for name, value in self._feeds.items()
+        ]
+        public = {f"output_{place}": name for place, name in enumerate(outputs)}
+        types = {name: onnx.ValueInfoProto(name=name) for name in public}
+        model = self.named.model("step", inputs, public, types)
+        read = {name for node in model.graph.node for name in node.input}
+        unread = [entry for entry in model.graph.input if entry.name not in read]
+        for entry in unread:
+            model.graph.input.remove(entry)
+        return model, {name: value for name, value in self._feeds.items() if name in read}
+
+    def _name(self, value: Tensor) -> str:
+        if id(value) not in self._name_of:
+            name = f"value_{len(self._name_of)}"
+            if self.recorder.is_parameter(value):
+                name = self.named.constant(name, value)
+            else:
+                self._feeds[name] = value.numpy()
+            self._name_of[id(value)] = name
+        return self._name_of[id(value)]

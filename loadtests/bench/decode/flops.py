@@ -14,7 +14,7 @@ def useful_flops(
 
     Counted are the products of the network: projections, attention to the history, feed-forwards (of a mixture the
     router and the experts that a token chose, no other), the codebook's logits. Not counted are what the search does
-    around it (the product that counts excluded rows, spare tokens of a mixture) and a beam's attention to its own few
+    around it (spare tokens of a mixture) and a beam's attention to its own few
     codes, which is written as sums. So a share of a machine's rate is rather too low than too high.
 
     Args:

@@ -47,7 +47,7 @@ class SasRec:
             for batch, items in ((3, slate_size + 3), (4, slate_size + 5))
         ]
         self.module = TopItems(config, slate_size).eval()
-        self.model = export_module(self.module, calls)
+        self.model = export_module(self.module, calls).with_weights_of(self.module)
         """Takes rows and table."""
 
     def session(self, num_items: int, num_threads: int) -> ort.InferenceSession:

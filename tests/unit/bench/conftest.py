@@ -5,17 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from exported_pieces import pieces_once
 from rich.console import Console
 
-from loadtests.bench.decode import constraint, graphs, timing
+from loadtests.bench.decode import timing
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short readings, and every model exported once for all tests."""
-    monkeypatch.setattr(graphs, "export_pieces", pieces_once)
-    monkeypatch.setattr(constraint, "export_pieces", pieces_once)
+    """Short readings."""
     monkeypatch.setattr(timing, "SGEMM_SIZES", (64, 96))
     monkeypatch.setattr(timing, "WINDOW_S", 0.0)
     threads = torch.get_num_threads()

@@ -38,8 +38,7 @@ def test_a_free_step_finds_everything_that_a_constrained_one_finds_and_more() ->
 def test_a_free_step_ranks_the_whole_codebook_over_all_beams() -> None:
     workload = constraint_workload()
     steps = Steps(workload)
-    recorder = steps.recorded(workload, 4, 2)
-    score_BW = recorder.steps[2][1][2]
+    score_BW = steps.recorded(4, 2).steps[0][-2].values[1]
     out = steps.systems(4, 2)["unconstrained, level 0"]()
     score_BU, parent_BU, code_BU, logprob_BU = (torch.from_numpy(value) for value in out[:4])  # type: ignore[index]
     assert code_BU.min() >= 0

@@ -11,10 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from exported_pieces import pieces_once
 from rich.console import Console
 
-from loadtests.bench.decode import graphs
 from loadtests.bench.decode.flops import useful_flops
 from loadtests.bench.decode.workload import DecodeWorkload
 from loadtests.bench.result import ROOT, read_results
@@ -42,11 +40,6 @@ def tiny(**changes: Any) -> Settings:
         "small": DecodeWorkload.of(values), "large": DecodeWorkload.of({**values, "name": "large", "num_excluded": 0}),
     }  # fmt: skip
     return Settings(**{**settings, **changes})
-
-
-@pytest.fixture(autouse=True)
-def _exports_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "export_pieces", pieces_once)
 
 
 @pytest.fixture

@@ -5,32 +5,48 @@ import pytest
 import torch
 from search_problems import SCORE_MODES, make_catalog
 
-from model_export.search.candidates import DEAD, child_logprobs, legal_children, take
-from model_export.search.choice import Distinct, Select
-from model_export.search.pieces import ExcludedCodes, Finish
+from model_export.search.candidates import (
+    DEAD,
+    Candidates,
+    Excluded,
+    Filters,
+    child_logprobs,
+    child_of_rows,
+    open_nodes,
+    open_root,
+    take,
+)
+from model_export.search.choice import Distinct, Places, Select, SelectRoot
+from model_export.search.pieces import ChangeOfAll, Finish, Spread
 from service.inference.runner import DEAD_SCORE
 
 
-def random_step(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and existence of children, [2, 3, C], the first child always there."""
+def random_step(rng: np.random.Generator) -> Candidates:
+    """Five candidates of each of 2 x 3 beams, the first always a child."""
     code_BWC = torch.from_numpy(np.sort(rng.permuted(np.tile(np.arange(7), (2, 3, 1)), axis=2)[:, :, :5], 2))
     exists_BWC = torch.arange(5) < torch.from_numpy(rng.integers(1, 6, (2, 3, 1)))
-    return torch.where(exists_BWC, code_BWC, 0), exists_BWC
+    return candidates_of(torch.where(exists_BWC, code_BWC, 0), exists_BWC)
+
+
+def candidates_of(code_BWC: torch.Tensor, exists_BWC: torch.Tensor) -> Candidates:
+    """Candidates that are allowed."""
+    child_BWC = torch.where(exists_BWC, 0, -1).to(torch.int32)
+    return Candidates(child_BWC=child_BWC, code_BWC=code_BWC, dead_BWC=torch.zeros(code_BWC.shape))
 
 
 @pytest.mark.parametrize("score_mode", SCORE_MODES)
 def test_children_share_at_most_the_whole_probability(score_mode: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        code_BWC, exists_BWC = random_step(rng)
+        candidates = random_step(rng)
         logits_BWV = torch.from_numpy(rng.normal(size=(2, 3, 7)) * 4).float()
-        share_BWC = child_logprobs(logits_BWV, code_BWC, exists_BWC, score_mode).exp()
-        sum_BW = (share_BWC * exists_BWC).sum(-1)
+        share_BWC = child_logprobs(logits_BWV, candidates, score_mode).exp()
+        sum_BW = (share_BWC * (candidates.child_BWC >= 0)).sum(-1)
         if score_mode == "legal_softmax":
             torch.testing.assert_close(sum_BW, torch.ones(2, 3), atol=1e-5, rtol=0)
         else:
             assert torch.all(sum_BW < 1)  # two codes of seven at least have no child
-            expected_BWC = logits_BWV.softmax(-1).gather(2, code_BWC)
+            expected_BWC = logits_BWV.softmax(-1).gather(2, candidates.code_BWC)
             torch.testing.assert_close(share_BWC, expected_BWC, atol=1e-6, rtol=0)
 
 
@@ -39,7 +55,7 @@ def test_filters_do_not_renormalise(score_mode: str) -> None:
     """Logprobs know the catalog alone: `child_logprobs` is not told what is allowed, only what exists."""
     code_BWC, exists_BWC = torch.tensor([[[1, 4, 6]]]), torch.tensor([[[True, True, False]]])
     logits_BWV = torch.arange(7.0)[None, None]
-    logprob_BWC = child_logprobs(logits_BWV, code_BWC, exists_BWC, score_mode)
+    logprob_BWC = child_logprobs(logits_BWV, candidates_of(code_BWC, exists_BWC), score_mode)
     total = logits_BWV.logsumexp(-1) if score_mode == "full_softmax" else torch.tensor([1.0, 4.0]).logsumexp(0)
     torch.testing.assert_close(logprob_BWC[0, 0, :2], (torch.tensor([1.0, 4.0]) - total).flatten())
 
@@ -69,34 +85,47 @@ def _check_step(catalog, level, nodes_BW, chosen_BWR, excluded, allowed_FN, slot
     for request, rows in enumerate(excluded):
         excluded_BX[request, : len(rows)] = rows
     counts_BX = (excluded_BX >= 0) & allowed_FN[slots_B[:, None], np.maximum(excluded_BX, 0)]
-    sids_NL = torch.from_numpy(catalog.sids_NL)
-    excluded_t = torch.from_numpy(excluded_BX)
-    codes_BXV = ExcludedCodes()(excluded_t, sids_NL, torch.tensor([level]), torch.zeros(4))
+    change_BX = torch.from_numpy(-counts_BX.astype(np.int32))
     trie = catalog.trie
     cumsum = torch.from_numpy(np.pad(allowed_FN.cumsum(1), ((0, 0), (1, 0))).astype(np.int32))
-    first_BW, code_BWC, exists_BWC, legal_BWC, taken_BWC = legal_children(
-        torch.from_numpy(nodes_BW),
-        (
-            torch.from_numpy(chosen_BWR.astype(np.int32)),
-            take(sids_NL, torch.from_numpy(chosen_BWR).clamp(min=0))[..., level],
-        ),
-        torch.from_numpy(trie.child_begin[level]),
-        torch.from_numpy(trie.child_row[level]),
-        torch.arange(trie.max_branch[level] + 2, dtype=torch.int32),  # roomier than any node
-        (excluded_t, torch.from_numpy(counts_BX), codes_BXV),
-        torch.from_numpy(trie.child_code[level]),
-        cumsum,
-        torch.from_numpy(slots_B.astype(np.int32)),
-        (torch.from_numpy(catalog.child_groups[level]), torch.full((2, 4, 1), -2)),
+    filters = Filters(cumsum, torch.from_numpy(slots_B.astype(np.int32)))
+    excluded_child_BX = _child_of(trie, level, excluded_BX)
+    _check_child_of_rows(trie, level, excluded_BX)
+    excluded_child_BWX = Spread()(torch.from_numpy(excluded_child_BX), torch.zeros(4))
+    change_BWX = Spread()(change_BX, torch.zeros(4))
+    candidates = open_nodes(
+        torch.from_numpy(nodes_BW).to(torch.int32),
+        torch.from_numpy(_child_of(trie, level, chosen_BWR)),
+        tuple(torch.from_numpy(array) for array in (
+            trie.child_begin[level], trie.child_code[level], trie.child_row[level], catalog.child_groups[level]
+        )),
+        torch.arange(-1, trie.max_branch[level] + 4, dtype=torch.int32).clamp(min=0),  # roomier than any node
+        Excluded(excluded_child_BWX, ChangeOfAll()(change_BWX, torch.zeros(chosen_BWR.shape[2]))),
+        filters,
+        torch.full((2, 4, 1), -2),
+    )  # fmt: skip
+    root = open_root(
+        torch.from_numpy(excluded_BX),
+        change_BX,
+        torch.from_numpy(catalog.sids_NL[np.maximum(excluded_BX, 0), 0]).to(torch.int64),
+        *(torch.from_numpy(array) for array in (trie.child_code[0], trie.child_row[0], catalog.child_groups[0])),
+        filters,
+        6,
     )
+    assert root.excluded_child_BX.tolist() == _child_of(trie, 0, excluded_BX).tolist()
     for request in range(2):
+        _check_root(root, request, catalog, excluded[request], allowed_FN[slots_B[request]])
         for beam in range(4):
             node = nodes_BW[request, beam]
             first = int(trie.child_begin[level][node])
             children = range(first, int(trie.child_begin[level][node + 1]))
-            assert int(first_BW[request, beam]) == first
-            assert int(exists_BWC[request, beam].sum()) == len(children)
-            for place, child in enumerate(children):
+            child_C = candidates.child_BWC[request, beam].tolist()
+            assert [child for child in child_C if child >= 0] == list(children)
+            is_legal_C = candidates.dead_BWC[request, beam] > DEAD / 2
+            for place, child in enumerate(child_C):
+                if child < 0:
+                    assert not is_legal_C[place]
+                    continue
                 rows = range(int(trie.child_row[level][child]), int(trie.child_row[level][child + 1]))
                 free = [
                     row
@@ -105,11 +134,35 @@ def _check_step(catalog, level, nodes_BW, chosen_BWR, excluded, allowed_FN, slot
                     and row not in excluded[request]
                     and row not in chosen_BWR[request, beam]
                 ]
-                assert int(code_BWC[request, beam, place]) == catalog.sids_NL[rows[0], level]
-                assert bool(legal_BWC[request, beam, place]) == bool(free)
-                taken = [row for row in rows if row in chosen_BWR[request, beam]]
-                assert int(taken_BWC[request, beam, place]) == len(taken)
-            assert not legal_BWC[request, beam, len(children) :].any()
+                assert int(candidates.code_BWC[request, beam, place]) == catalog.sids_NL[rows[0], level]
+                assert bool(is_legal_C[place]) == bool(free)
+
+
+def _child_of(trie, level, rows):  # type: ignore[no-untyped-def]
+    """By looking for the child that holds each row; -1 for none."""
+    found = np.searchsorted(trie.child_row[level], np.maximum(rows, 0), side="right") - 1
+    return np.where(rows >= 0, found, -1).astype(np.int32)
+
+
+def _check_child_of_rows(trie, level, rows_BX) -> None:  # type: ignore[no-untyped-def]
+    """Level by level from the root, as the search walks."""
+    child_BX = torch.from_numpy(_child_of(trie, 0, rows_BX))
+    for below in range(1, level + 1):
+        begin, row = (torch.from_numpy(array[below]) for array in (trie.child_begin, trie.child_row))
+        branch_C = torch.arange(trie.max_branch[below] + 2, dtype=torch.int32)
+        child_BX = child_of_rows(torch.from_numpy(rows_BX), child_BX, begin, row, branch_C)
+        assert child_BX.tolist() == _child_of(trie, below, rows_BX).tolist()
+
+
+def _check_root(root, request, catalog, excluded, allowed_N) -> None:  # type: ignore[no-untyped-def]
+    codes = catalog.trie.child_code[0].tolist()
+    for code in range(6):
+        rows = np.flatnonzero(catalog.sids_NL[:, 0] == code)
+        free = [row for row in rows if allowed_N[row] and row not in excluded]
+        assert int(root.child_V[code]) == (codes.index(code) if len(rows) else -1)
+        assert int(root.left_BV[request, code]) == len(free)
+        assert float(root.dead_BV[request, code]) == (0 if free else pytest.approx(DEAD))
+        assert float(root.absent_V[code]) == (0 if len(rows) else pytest.approx(DEAD))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -122,20 +175,51 @@ def test_take_is_indexing(dtype: torch.dtype) -> None:
 def test_more_beams_than_children_are_dead_and_harmless() -> None:
     total_BWC = torch.tensor([[[-1.0, DEAD], [-3.0, -2.0]]])
     logprob_BWC = torch.tensor([[[-0.5, -0.6], [-0.7, -0.8]]])
-    score, parent, child, logprob = Select()(total_BWC, logprob_BWC, torch.tensor([[4, 9]]), torch.zeros(7))
-    assert score[0].tolist() == [-1, -2, -3] + [pytest.approx(DEAD)] * 4
+    child_BWC = torch.tensor([[[4, 5], [9, 10]]])
+    base, kept, beams_U = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-7.0, -7.0]]), torch.zeros(7)
+    parents, *behind = Places()(torch.zeros(1, dtype=torch.int32), torch.zeros(2), torch.zeros(3))
+    score, parent, child, logprob = Select()(total_BWC, logprob_BWC, child_BWC, base, kept, parents, beams_U, *behind)
+    assert score[0].tolist() == [-2, -4, -5] + [pytest.approx(DEAD)] * 4
     assert parent[0, :3].tolist() == [0, 1, 1]
-    assert child[0].tolist() == [4, 10, 9, 0, 0, 0, 0]
+    assert child[0, :3].tolist() == [4, 10, 9]
     torch.testing.assert_close(logprob[0, :3], torch.tensor([-0.5, -0.8, -0.7]))
     assert int(parent.max()) < 2
 
 
+def test_a_beam_without_a_candidate_goes_on_alone() -> None:
+    total = torch.tensor([[[DEAD, DEAD], [-3.0, -2.0]]])
+    logprob, base, kept = torch.full((1, 2, 2), -0.5), torch.tensor([[-1.0, -1.0]]), torch.tensor([[-3.5, -0.1]])
+    beams_U = torch.zeros(4)
+    parents, *behind = Places()(torch.zeros(1, dtype=torch.int32), torch.zeros(2), torch.zeros(3))
+    inner = Select()(total, logprob, torch.tensor([[[4, 5], [9, 10]]]), base, kept, parents, beams_U, *behind)
+    root = SelectRoot()(total, logprob, torch.tensor([4, 5]), base, kept, torch.tensor([[0, 0]]), beams_U)
+    for (score, parent, child, found), children in ((inner, [10, -1, 9]), (root, [5, -1, 4])):
+        assert score[0].tolist() == [-3.0, -3.5, -4.0, pytest.approx(DEAD)]
+        assert parent[0, :3].tolist() == [1, 0, 1]
+        assert child[0, :3].tolist() == children
+        assert found[0, :3].tolist() == [-0.5, 0.0, -0.5]  # nothing was written
+
+
+def test_a_beam_that_ended_before_takes_no_code_of_the_root() -> None:
+    total, base, kept = (
+        torch.tensor([[[-1.0, -2.0], [-3.0, -2.0]]]),
+        torch.tensor([[-0.5, -1.0]]),
+        torch.tensor([[-0.5, -9]]),
+    )
+    score, parent, child, _ = SelectRoot()(
+        total, total, torch.tensor([4, 5]), base, kept, torch.tensor([[-1, 0]]), torch.zeros(3)
+    )
+    assert score[0].tolist() == [-0.5, -3.0, -4.0]
+    assert parent[0].tolist() == [0, 1, 1]
+    assert child[0].tolist() == [-1, 5, 4]
+
+
 def test_one_order_of_each_set_goes_on() -> None:
-    rows_BWR = torch.tensor([[[-1, 5], [-1, 7], [-1, 9]]], dtype=torch.int32)
+    trail_NP = torch.tensor([[-1, -1, 3, 5], [-1, -1, 3, 7], [-1, -1, 4, 9]], dtype=torch.int32)
     score = torch.tensor([[-1.0, -2.0, -3.0, -4.0, DEAD, DEAD]])
     parent, child = torch.tensor([[0, 1, 2, 2, 0, 0]]), torch.tensor([[7, 5, 5, 7, 0, 0]])
     logprob = torch.arange(6.0)[None]
-    kept = Distinct()(score, parent, child, logprob, rows_BWR, torch.zeros(4))
+    kept = Distinct()(score, parent, child.to(torch.int32), logprob, trail_NP, torch.tensor([1, 3]), torch.zeros(4))
     assert kept[0][0].tolist() == [-1, -3, -4, pytest.approx(DEAD)]  # {5, 7} once, {5, 9}, {7, 9}
     assert kept[1][0, :3].tolist() == [0, 2, 2]
     assert kept[2][0, :3].tolist() == [7, 5, 7]
@@ -143,9 +227,10 @@ def test_one_order_of_each_set_goes_on() -> None:
 
 
 def test_a_dead_beam_shows_nothing() -> None:
-    rows_BWR = torch.tensor([[[-1, 5, 6], [-1, 7, 8]]], dtype=torch.int32)
+    trail_NP = torch.tensor([[-1, -1, 2, 5, 2, 6], [-1, -1, 3, 7, 4, 8]], dtype=torch.int32)
+    items_R, settled_N1 = torch.tensor([1, 3, 5]), torch.tensor([[-7.0], [-7.0]])
     rows, valid, logprobs, scores = Finish(2)(
-        torch.tensor([[-1.0, DEAD]]), rows_BWR, torch.full((1, 2, 5), -9.0), torch.tensor([[-7.0], [-7.0]])
+        torch.tensor([[-1.0, DEAD]]), trail_NP, torch.full((2, 5), -9.0), items_R, settled_N1
     )
     assert rows.tolist() == [[[5, 6], [-1, -1]]]
     assert valid.tolist() == [[[True, True], [False, False]]]
