@@ -44,7 +44,7 @@ class SamplingPieces(EagerPieces):
         """Runs one piece; slates that are equal as sets stay, because they were drawn."""
         match piece:
             case "select_root":
-                total, logprob, child_V, base, kept, node_BW, beams = values
+                total, logprob, child_V, base, kept, node_BW, beams, *_ = values
                 return self._draw(total, logprob, child_V.expand_as(total), base, kept, node_BW < 0, beams)
             case "select":
                 total, logprob, child, base, kept, _, beams, *_ = values

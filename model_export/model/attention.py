@@ -69,8 +69,8 @@ class Attention(nn.Module):
         query_N1HC = F.linear(x_ND, self._scaled_query()).view(heads)
         key_NSHC = torch.cat([key_NSHC, self.key(x_ND).view(heads)], 1)
         value_NSHC = torch.cat([value_NSHC, self.value(x_ND).view(heads)], 1)
-        weight_NSH1 = (query_N1HC * key_NSHC).sum(3, keepdim=True).softmax(1)
-        out_NHC = (weight_NSH1 * value_NSHC).sum(1)
+        weight_NSH = (query_N1HC * key_NSHC).sum(3).softmax(1)
+        out_NHC = (weight_NSH.unsqueeze(3) * value_NSHC).sum(1)
         return self.out(out_NHC.flatten(1)), key_NSHC, value_NSHC
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ divided: the exporter divides integers as floats, and there OpenVINO multiplies 
 first candidates for those of the beam before.
 
 Legend: B requests, W beams in, U beams out, N = B * W, P codes so far, C candidates of a beam, V codes of a level,
-S best codes of each beam, I places of candidates, R chosen items plus one dummy.
+S best candidates, I places of candidates, R chosen items plus one dummy.
 """
 
 import torch
@@ -61,12 +61,12 @@ class Select(nn.Module):
         score_BU, place_BU = score_BI.topk(beams_U.shape[0], dim=1)
         child_BU = torch.cat([child_BWC.flatten(1), ended_BI], 1).gather(1, place_BU)
         nothing_BI = ended_BI.to(torch.float32) * 0
-        others = (torch.cat([one.flatten(1), nothing_BI], 1).gather(1, place_BU) for one in (logprob_BWC, *others_BWC))
-        return score_BU, take(parent_I, place_BU), child_BU, *others
+        others = (torch.cat([one.flatten(1), nothing_BI], 1) for one in (logprob_BWC, *others_BWC))
+        return score_BU, take(parent_I, place_BU), child_BU, *[one_BI.gather(1, place_BU) for one_BI in others]
 
 
 class SelectRoot(nn.Module):
-    """The same among the codes of the first level, of which there may be thousands: the best of each beam first."""
+    """The same among the codes of the first level, which all beams of a request share, and of which there may be many."""
 
     def forward(
         self,
@@ -77,24 +77,24 @@ class SelectRoot(nn.Module):
         kept_BW: Tensor,
         node_BW: Tensor,
         beams_U: Tensor,
+        parent_I: Tensor,
         *others_BWV: Tensor,
     ) -> tuple[Tensor, ...]:
-        """As `Select`, but that all beams share their candidates, and that some have ended before: `node` -1."""
+        """As `Select`, but that some beams have ended before: their `node` is -1."""
         num_codes = total_BWV.shape[2]
-        best_BWS, code_BWS = _best_codes(total_BWV, beams_U)
-        best_BW = torch.where(node_BW < 0, DEAD, best_BWS[:, :, 0])
-        total_BWS = torch.where((node_BW < 0).unsqueeze(2), DEAD, best_BWS + base_BW.unsqueeze(2))
+        has_ended_BW = node_BW < 0
+        best_BW = torch.where(has_ended_BW, DEAD, total_BWV.amax(2))
+        base_BW = torch.where(has_ended_BW, DEAD, base_BW)
+        score_BS, place_BS = _best((total_BWV + base_BW.unsqueeze(2)).flatten(1), beams_U)
+        parent_BS = take(parent_I, place_BS)
+        code_BS = place_BS - parent_BS * num_codes
+        # Few are left: now those that end, and dead ones to fill up.
         dead_BU = torch.full_like(kept_BW[:, :1], DEAD) + torch.zeros_like(beams_U, dtype=torch.float32)
-        score_BI = torch.cat([total_BWS.flatten(1), _ended(best_BW, kept_BW), dead_BU], 1)
-        score_BU, place_BU = score_BI.topk(beams_U.shape[0], dim=1)
-        beam_W = torch.arange(node_BW.shape[1], device=node_BW.device)
-        parent_BWS = beam_W.unsqueeze(1) + torch.zeros_like(code_BWS)
-        none_BU = torch.zeros_like(place_BU)
-        parent_BI = torch.cat(
-            [parent_BWS.flatten(1), beam_W + torch.zeros_like(node_BW, dtype=torch.int64), none_BU], 1
-        )
-        code_BI = torch.cat([code_BWS.flatten(1), (node_BW * 0 - 1).to(torch.int64), none_BU - 1], 1)
-        parent_BU, code_BU = parent_BI.gather(1, place_BU), code_BI.gather(1, place_BU)
+        score_BU, rank_BU = torch.cat([score_BS, _ended(best_BW, kept_BW), dead_BU], 1).topk(beams_U.shape[0], dim=1)
+        none_BU = torch.zeros_like(dead_BU, dtype=torch.int64)
+        beam_BW = torch.zeros_like(node_BW, dtype=torch.int64) + torch.arange(node_BW.shape[1], device=node_BW.device)
+        parent_BU = torch.cat([parent_BS, beam_BW, none_BU], 1).gather(1, rank_BU)
+        code_BU = torch.cat([code_BS, beam_BW * 0 - 1, none_BU - 1], 1).gather(1, rank_BU)
         is_child_BU, known_BU = code_BU >= 0, code_BU.clamp(min=0)
         child_BU = torch.where(is_child_BU, take(child_V, known_BU), -1)
         place_BU = parent_BU * num_codes + known_BU
@@ -107,29 +107,24 @@ def _ended(best_BW: Tensor, kept_BW: Tensor) -> Tensor:
     return torch.where(best_BW > DEAD / 2, DEAD, kept_BW)
 
 
-def _best_codes(total_BWV: Tensor, beams_U: Tensor) -> tuple[Tensor, Tensor]:
-    """The best min(U, V) codes [B, W, S] of each beam: of one beam come U codes at most."""
-    num_codes = total_BWV.shape[2]
+def _best(total_BI: Tensor, beams_U: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and places of the best U candidates, or of all, where there are fewer."""
     if not torch.compiler.is_exporting():
-        best_BWS, code_BWS = total_BWV.topk(min(beams_U.shape[0], num_codes), dim=2)
-        return best_BWS, code_BWS
+        score_BS, place_BS = total_BI.topk(min(beams_U.shape[0], total_BI.shape[1]), dim=1)
+        return score_BS, place_BS
     # Spelled out, because the tracer would settle which of the two is less.
-    (num_beams_1,) = torch.onnx.ops.symbolic_multi_out(
-        "Shape", (beams_U,), dtypes=(torch.int64,), shapes=((1,),), version=19
+    sizes = [
+        torch.onnx.ops.symbolic(
+            "Shape", (of,), {"start": dim, "end": dim + 1}, dtype=torch.int64, shape=(1,), version=19
+        )
+        for of, dim in ((beams_U, 0), (total_BI, 1))
+    ]
+    num_best_1 = torch.onnx.ops.symbolic("Min", sizes, dtype=torch.int64, shape=(1,), version=13)
+    shape, dtypes = (total_BI.shape[0], beams_U.shape[0]), (torch.float32, torch.int64)
+    score_BS, place_BS = torch.onnx.ops.symbolic_multi_out(
+        "TopK", (total_BI, num_best_1), {"axis": 1}, dtypes=dtypes, shapes=(shape, shape), version=11
     )
-    num_best_1 = torch.onnx.ops.symbolic(
-        "Min", (num_beams_1, torch.tensor([num_codes])), dtype=torch.int64, shape=(1,), version=13
-    )
-    shape = (*total_BWV.shape[:2], beams_U.shape[0])
-    best_BWS, code_BWS = torch.onnx.ops.symbolic_multi_out(
-        "TopK",
-        (total_BWV, num_best_1),
-        {"axis": 2},
-        dtypes=(torch.float32, torch.int64),
-        shapes=(shape, shape),
-        version=11,
-    )
-    return best_BWS, code_BWS
+    return score_BS, place_BS
 
 
 class Distinct(nn.Module):

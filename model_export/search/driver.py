@@ -68,9 +68,10 @@ class Pieces(Protocol, Generic[Value]):
     def parameter(self, name: str, *index: int) -> Value:
         """Weights and constants of the search.
 
-        `code_table`, `head`, `head_bias`, `branch`, `level` at a level, with item vectors `query`, `query_bias` and
-        `scale` too; `offset` at a position and a level; `num_missing` and `place` at a position; `chosen`, the places
-        in a trail of as many items and the dummy before them at a level; `ranks`, as many as the index says.
+        `code_table`, `head`, `head_bias`, `branch`, `codes`, `codes_and_one`, `level` at a level, with item vectors
+        `query`, `query_bias` and `scale` too; `offset` at a position and a level; `num_missing` and `place` at a
+        position; `chosen`, the places in a trail of as many items and the dummy before them at a level; `ranks`, as
+        many as the index says.
         """
         ...
 
@@ -208,7 +209,11 @@ class Search(Generic[Value]):
             pieces.parameter("head_bias", level),
             *self._affinity(level, self._root_vectors),
         )
-        return pieces.run("select_root", total, logprob, self._root_child, self._score, kept, self._node, beams)
+        width = pieces.parameter("ranks", 1) if position == 0 else inputs["beam_slots"]
+        parents, *_ = pieces.run("places", inputs["filter_slots"], width, pieces.parameter("codes_and_one", level))
+        return pieces.run(
+            "select_root", total, logprob, self._root_child, self._score, kept, self._node, beams, parents
+        )
 
     def _choose(self, position: int, level: int, token: Value, beams: Value) -> tuple[Value, ...]:
         pieces, inputs = self._pieces, self._inputs

@@ -203,6 +203,7 @@ def _search_constant(generator: Generator, max_branch: tuple[int, ...], name: st
         "branch": lambda: torch.arange(-1, max_branch[level] + 2, dtype=torch.int32).clamp(min=0),
         "chosen": lambda: torch.arange(index[0] + 1) * spec.num_levels + level,
         "codes": lambda: torch.arange(spec.codebook_sizes[level], dtype=torch.int32).view(1, 1, -1),
+        "codes_and_one": lambda: torch.arange(spec.codebook_sizes[level] + 1, dtype=torch.int32),
         "level": lambda: torch.tensor([level], dtype=torch.int64),
         "num_missing": lambda: torch.tensor(float(spec.slate_size - index[0])),
         "place": lambda: torch.tensor([index[0]], dtype=torch.int64),

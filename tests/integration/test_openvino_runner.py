@@ -146,8 +146,9 @@ def test_every_code_that_is_chosen_belongs_to_its_beam(num_codes: int, tmp_path:
         total_BWV = order.float().view(num_requests, num_beams, num_codes)
         child_V = torch.arange(num_codes, dtype=torch.int32) + 10_000
         none_BW = torch.zeros(num_requests, num_beams)
-        node_BW = none_BW.to(torch.int32)
-        return total_BWV, -total_BWV, child_V, none_BW, none_BW, node_BW, torch.zeros(num_chosen, dtype=torch.int32)
+        node_BW, beams_U = none_BW.to(torch.int32), torch.zeros(num_chosen, dtype=torch.int32)
+        parent_I, *_ = Places()(node_BW[:, 0], torch.zeros(num_beams), torch.zeros(num_codes + 1))
+        return total_BWV, -total_BWV, child_V, none_BW, none_BW, node_BW, beams_U, parent_I
 
     piece = export_module(SelectRoot(), [arguments(3, 4, 2), arguments(5, 6, 3)])
     onnx.save(piece.model, str(tmp_path / "select.onnx"))

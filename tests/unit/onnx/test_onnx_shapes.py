@@ -57,8 +57,9 @@ def test_one_dimension_is_worked_out() -> None:
     model = reshape(["beams", 6], ["beams*2", 3], ["x:0", 3])
     settle_shapes(model)
     assert operators(model) == ["Reshape"]
-    found = ReferenceEvaluator(model).run(None, {"x": np.zeros((4, 6), np.float32), "like": np.zeros((1, 1), np.float32)})
-    assert found[0].shape == (8, 3)
+    given = {"x": np.zeros((4, 6), np.float32), "like": np.zeros((1, 1), np.float32)}
+    (found,) = ReferenceEvaluator(model).run(None, given)
+    assert found.shape == (8, 3)
 
 
 def test_of_two_the_simpler_is_still_computed() -> None:

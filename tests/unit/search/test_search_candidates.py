@@ -192,7 +192,7 @@ def test_a_beam_without_a_candidate_goes_on_alone() -> None:
     beams_U = torch.zeros(4)
     parents, *behind = Places()(torch.zeros(1, dtype=torch.int32), torch.zeros(2), torch.zeros(3))
     inner = Select()(total, logprob, torch.tensor([[[4, 5], [9, 10]]]), base, kept, parents, beams_U, *behind)
-    root = SelectRoot()(total, logprob, torch.tensor([4, 5]), base, kept, torch.tensor([[0, 0]]), beams_U)
+    root = SelectRoot()(total, logprob, torch.tensor([4, 5]), base, kept, torch.tensor([[0, 0]]), beams_U, parents)
     for (score, parent, child, found), children in ((inner, [10, -1, 9]), (root, [5, -1, 4])):
         assert score[0].tolist() == [-3.0, -3.5, -4.0, pytest.approx(DEAD)]
         assert parent[0, :3].tolist() == [1, 0, 1]
@@ -207,7 +207,14 @@ def test_a_beam_that_ended_before_takes_no_code_of_the_root() -> None:
         torch.tensor([[-0.5, -9]]),
     )
     score, parent, child, _ = SelectRoot()(
-        total, total, torch.tensor([4, 5]), base, kept, torch.tensor([[-1, 0]]), torch.zeros(3)
+        total,
+        total,
+        torch.tensor([4, 5]),
+        base,
+        kept,
+        torch.tensor([[-1, 0]]),
+        torch.zeros(3),
+        torch.tensor([0, 0, 1, 1]),
     )
     assert score[0].tolist() == [-0.5, -3.0, -4.0]
     assert parent[0].tolist() == [0, 1, 1]
