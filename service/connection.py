@@ -1,7 +1,7 @@
 """One way to talk to Redis, whatever stands behind the URL: tight timeouts, at most one retry, one kind of error."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Any
@@ -18,6 +18,7 @@ from service.errors import HistoryUnavailable, OneSlateError
 _CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = ("redis", "rediss", "unix", *_CLUSTER_SCHEMES)
 _SPARE_CONNECTIONS = 16
+_TIMEOUTS = (exceptions.TimeoutError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class RedisConnection:
         self.target = _without_secrets(url)
         self._client: Any = _client(url, limits, cluster=self.is_cluster)
         self._free_slots = asyncio.Semaphore(limits.max_connections)
+        self._is_closed = False
         # redis-py's cluster client sleeps and asks around inside one call; a single server's calls end by themselves.
         budget_ms = 2 * (limits.connect_timeout_ms + limits.read_timeout_ms)
         self._budget_s = budget_ms / 1000 if self.is_cluster else None
@@ -112,40 +114,72 @@ class RedisConnection:
 
     async def configuration(self, pattern: str) -> list[dict[str, str]]:
         """CONFIG GET of every primary."""
-        options = {"target_nodes": RedisCluster.PRIMARIES} if self.is_cluster else {}
-        reply = await self._attempt(lambda: self._client.config_get(pattern, **options), may_retry=True)
-        replies = (
-            list(reply.values()) if self.is_cluster and any(isinstance(x, dict) for x in reply.values()) else [reply]
-        )
-        return [{_text(name): _text(value) for name, value in one.items()} for one in replies]
+        replies = await self._attempt(lambda: self._configurations(pattern), may_retry=True)
+        return [{_text(name): _text(value) for name, value in reply.items()} for reply in replies]
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, once the calls under way have ended; further calls are refused."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        # A call that lost its connection to the closing would open another, and nobody would close that one.
+        for _ in range(self._limits.max_connections):
+            await self._free_slots.acquire()
         if self.is_cluster:
-            # When one node fails, redis-py leaves the pipeline's tasks on the other nodes running: let them end, then
-            # close what they opened too. aclose() alone does nothing after an error.
-            await asyncio.sleep((self._limits.connect_timeout_ms + self._limits.read_timeout_ms) / 1000)
+            # aclose() alone does nothing after an error.
             await self._client.nodes_manager.aclose()
             await self._client.nodes_manager.aclose("startup_nodes")
         await self._client.aclose()
 
+    async def _configurations(self, pattern: str) -> list[Any]:
+        if not self.is_cluster:
+            return [await self._client.config_get(pattern)]
+        await self._client.initialize()
+        nodes = self._client.get_primaries()
+        return await _all(self._client.config_get(pattern, target_nodes=node) for node in nodes)
+
     async def _pipeline(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
-        pipeline = self._client.pipeline() if self.is_cluster else self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        groups = await self._by_node(commands) if self.is_cluster else [range(len(commands))]
+        if len(groups) == 1:
+            replies = await self._run(commands)
+        else:
+            replies = [None] * len(commands)
+            answers = await _all(self._run([commands[i] for i in group]) for group in groups)
+            for group, answer in zip(groups, answers, strict=True):
+                for i, reply in zip(group, answer, strict=True):
+                    replies[i] = reply
         for reply in replies:
             if isinstance(reply, Exception) and not isinstance(reply, exceptions.NoScriptError):
                 raise reply
         return replies
 
+    async def _by_node(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Sequence[int]]:
+        """Which script commands go to one node, by their first key.
+
+        redis-py would divide them too, but when one node fails it leaves its tasks on the others running.
+        """
+        await self._client.initialize()
+        groups: dict[str, list[int]] = {}
+        for i, (_, _, _, key, *_) in enumerate(commands):
+            groups.setdefault(self._client.get_node_from_key(key).name, []).append(i)
+        return list(groups.values())
+
+    async def _run(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        pipeline = self._client.pipeline() if self.is_cluster else self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
     async def _attempt(self, call: Callable[[], Awaitable[Any]], *, may_retry: bool) -> Any:
         num_left = self._limits.num_retries if may_retry else 0
         while True:
+            if self._is_closed:
+                raise self.unavailable(f"the connection to the {self._purpose} at {self.target} is closed")
             try:
                 async with asyncio.timeout(self._budget_s):
                     return await self._in_turn(call)
-            except (exceptions.TimeoutError, TimeoutError) as error:
+            except _TIMEOUTS as error:
                 raise self._unavailable(error) from error
             except (exceptions.ConnectionError, exceptions.ClusterError, OSError) as error:
                 if num_left == 0:
@@ -162,10 +196,16 @@ class RedisConnection:
                 await self._free_slots.acquire()
         else:
             await self._free_slots.acquire()
+        task = asyncio.current_task()
+        assert task is not None
+        num_cancels = task.cancelling()
         try:
             return await call()
         finally:
             self._free_slots.release()
+            if task.cancelling() > num_cancels:
+                # Python 3.11's wait_for, by which redis-py sends, may lose it: a task would never end.
+                raise asyncio.CancelledError
 
     async def _learn_topology(self) -> None:
         """After a lost node: ask the others who serves its slots now."""
@@ -173,7 +213,7 @@ class RedisConnection:
             return
         try:
             async with asyncio.timeout(self._budget_s):
-                await self._client.nodes_manager.initialize()
+                await self._in_turn(self._client.nodes_manager.initialize)
         except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -197,6 +237,16 @@ def _client(url: str, limits: ConnectionLimits, *, cluster: bool) -> Redis | Red
         parts = urlsplit(url)
         return RedisCluster.from_url(parts._replace(scheme=_CLUSTER_SCHEMES[parts.scheme]).geturl(), **options)
     return Redis.from_url(url, **options)
+
+
+async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """All results, in order. Waits for every call even when one fails: none goes on behind the caller's back."""
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    failures = [end for end in ends if isinstance(end, BaseException)]
+    if failures:
+        # A timeout before others: then nothing is tried again.
+        raise next((failure for failure in failures if isinstance(failure, _TIMEOUTS)), failures[0])
+    return ends
 
 
 def _script_command(command: str, call: ScriptCall) -> list[str | bytes | int]:

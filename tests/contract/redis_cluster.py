@@ -1,5 +1,6 @@
 """A Redis Cluster of real servers."""
 
+import itertools
 import random
 import socket
 import subprocess
@@ -23,8 +24,9 @@ def cluster(directory: Path, num_nodes: int) -> Iterator[list[int]]:
         for i, client in enumerate(clients):
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
             client.execute_command("CLUSTER", "ADDSLOTS", *range(i * 16384 // num_nodes, (i + 1) * 16384 // num_nodes))
-        for client in clients[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", client.get_connection_kwargs()["port"])
+        # Everybody meets everybody: gossip alone takes seconds.
+        for client, other in itertools.permutations(clients, 2):
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.get_connection_kwargs()["port"])
         _until(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
         for client in clients:
             client.close()
@@ -39,7 +41,8 @@ def _cluster_node(directory: Path, num_tries: int = 5) -> Iterator[int]:
     for _ in range(num_tries):
         port = _free_cluster_port()
         options = ["--port", port, "--bind", "127.0.0.1", "--dir", directory, "--save", "", "--logfile", log]
-        command = [find_redis_server(), *options, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
+        # Nodes that a busy machine holds up must not take each other for dead: the whole cluster would refuse.
+        command = [find_redis_server(), *options, "--cluster-enabled", "yes", "--cluster-node-timeout", "20000"]
         server = subprocess.Popen([str(word) for word in command])
         try:
             with redis.Redis(port=port) as client:

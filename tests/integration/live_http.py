@@ -17,7 +17,7 @@ from service.settings import HistorySettings, Settings
 
 def fake_settings(redis_url: str = "memory://", **overrides: Any) -> Settings:
     """The fake runner; patient with Redis, because a busy test machine is not what is tested."""
-    history = HistorySettings(url=redis_url, read_timeout_ms=3000, connect_timeout_ms=3000)  # type: ignore[arg-type]
+    history = HistorySettings(url=redis_url, read_timeout_ms=20_000, connect_timeout_ms=20_000)  # type: ignore[arg-type]
     return Settings(**{"runner": "fake", "history": history, "deadline_ms": 10_000, **overrides})
 
 

@@ -20,7 +20,8 @@ from service.settings import HistorySettings
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    server = EmbeddedRedis(tmp_path)
+    # With "everysec" a busy disk puts off writing, and a killed Redis forgets what it has just acknowledged.
+    server = EmbeddedRedis(tmp_path, appendfsync="always")
     yield server
     server.stop()
 
@@ -67,11 +68,13 @@ def paused(_: EmbeddedRedis, pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("fault", [stopped, killed, paused])
+# Only a paused Redis must be given up on; even then not as soon as a busy machine may make it look paused.
+@pytest.mark.parametrize(("fault", "timeout_ms"), [(stopped, 20_000), (killed, 20_000), (paused, 1000)])
 def test_slates_go_on_without_redis_and_events_are_refused(
-    redis: EmbeddedRedis, tmp_path: Path, fault: Callable[[EmbeddedRedis, int], Any]
+    redis: EmbeddedRedis, tmp_path: Path, fault: Callable[[EmbeddedRedis, int], Any], timeout_ms: int
 ) -> None:
-    history = HistorySettings(url=redis.start(), read_timeout_ms=300, connect_timeout_ms=300)  # type: ignore[arg-type]
+    url = redis.start()
+    history = HistorySettings(url=url, read_timeout_ms=timeout_ms, connect_timeout_ms=timeout_ms)  # type: ignore[arg-type]
     pid = json.loads((tmp_path / STATE_FILE).read_text())["pid"]
     with live_client(fake_settings(history=history)) as client:
         assert statuses(client.post("/v1/events", json=events_of("item-1", "item-2"))) == ["stored", "stored"]
@@ -106,7 +109,7 @@ def test_slates_go_on_without_redis_and_events_are_refused(
 
 
 def _until_well(client: httpx.Client) -> None:
-    until_s = time.monotonic() + 5
+    until_s = time.monotonic() + 20
     while client.get("/readyz").json()["degraded"]:
         assert time.monotonic() < until_s, "Redis is back, but the service does not notice"
         time.sleep(0.05)

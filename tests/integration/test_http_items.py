@@ -46,7 +46,7 @@ def slate(client: httpx.Client, **body: Any) -> list[str]:
     return [item["item_id"] for item in answer.json()["items"]]
 
 
-def soon(holds: Callable[[], bool], timeout_s: float = 5.0) -> float:
+def soon(holds: Callable[[], bool], timeout_s: float = 20.0) -> float:
     """Waits until it holds; how long that took."""
     start_s = time.monotonic()
     while not holds():
