@@ -66,7 +66,7 @@ class Select(nn.Module):
 
 
 class SelectRoot(nn.Module):
-    """The same among the codes of the first level, which all beams of a request share, and of which there may be many."""
+    """The same among the codes of the first level, of which all beams of a request have the same, maybe thousands."""
 
     def forward(
         self,
