@@ -58,7 +58,7 @@ class Excluded:
     child_BWX: Tensor
     """The child of the level below which each row lies, int32; negative: padding. The same for all beams."""
     change_BWX: Tensor
-    """What leaving it out changes: -1 where it passes the request's filter, else 0; then -1 for each chosen item."""
+    """What leaving it out changes: -1 where it passes the request's filter, else 0."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def open_nodes(
         trie: First child of each node [M + 1]; of the children code, first row (one more), and group that all rows
             below are of (-1: none or several).
         branch_C: 0, 0, 1, 2, ...: bounds, so that the first and the last candidate are never children.
-        excluded: For the user, and the beam's own items.
+        excluded: For the user.
         filters: Of the requests.
         full_BWG: `full_groups` of each beam, where G is 1 in a batch without caps.
     """
@@ -181,7 +181,8 @@ def open_nodes(
     # What is outside the node is counted at the first and the last candidate, where nothing is left anyway.
     last = branch_C.shape[0] - 2
     place_BWX = torch.cat([excluded.child_BWX, chosen_BWR], 2) - (first_BW1 - 1)
-    left_BWC = left_BWC.scatter_add(2, place_BWX.clamp(0, last).to(torch.int64), excluded.change_BWX)
+    change_BWX = torch.cat([excluded.change_BWX, chosen_BWR * 0 - 1], 2)
+    left_BWC = left_BWC.scatter_add(2, place_BWX.clamp(0, last).to(torch.int64), change_BWX)
 
     exists_BWC = bound_BWC[:, :, 1:] > bound_BWC[:, :, :-1]
     child_BWC = torch.where(exists_BWC, bound_BWC[:, :, :-1], -1)

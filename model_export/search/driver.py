@@ -217,8 +217,7 @@ class Search(Generic[Value]):
 
     def _choose(self, position: int, level: int, token: Value, beams: Value) -> tuple[Value, ...]:
         pieces, inputs = self._pieces, self._inputs
-        branch, chosen = pieces.parameter("branch", level), pieces.parameter("chosen", position, level)
-        (change,) = pieces.run("change_of_all", self._of_all[0], chosen)
+        branch = pieces.parameter("branch", level)
         vectors = (inputs[f"child_vector_{level}"],) if self._has_vectors else ()
         total, logprob, child, kept = pieces.run(
             "score",
@@ -226,7 +225,7 @@ class Search(Generic[Value]):
             *(inputs[f"child_{name}_{level}"] for name in ("begin", "code", "row", "group")),
             branch,
             self._of_all[level],
-            change,
+            self._of_all[0],
             inputs["allowed_cumsum"],
             inputs["filter_slots"],
             inputs["group_limits"],

@@ -160,15 +160,6 @@ class Spread(nn.Module):
         return values_BX.unsqueeze(1).expand(-1, beams_W.shape[0], -1)
 
 
-class ChangeOfAll(nn.Module):
-    """`Excluded.change_BWX` for an item of the slate."""
-
-    def forward(self, change_BWX: Tensor, items_R: Tensor) -> Tensor:
-        """Appends the chosen items' to that of the excluded rows; `items_R` only gives R."""
-        one_BWR = change_BWX[:, :, :1] * 0 - torch.ones_like(items_R, dtype=torch.int32)
-        return torch.cat([change_BWX, one_BWR], 2)
-
-
 class Offsets(nn.Module):
     """Where the beams of each request begin among those of all requests."""
 
@@ -329,7 +320,6 @@ def make_pieces(generator: Generator, reward: nn.Module | None = None) -> Module
         "root_vectors": RootVectors(),
         "excluded_children": ExcludedChildren(),
         "spread": Spread(),
-        "change_of_all": ChangeOfAll(),
         "offsets": Offsets(),
         "widen": Widen(),
         "places": Places(),

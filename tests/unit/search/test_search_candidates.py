@@ -17,7 +17,7 @@ from model_export.search.candidates import (
     take,
 )
 from model_export.search.choice import Distinct, Places, Select, SelectRoot
-from model_export.search.pieces import ChangeOfAll, Finish, Spread
+from model_export.search.pieces import Finish, Spread
 from service.inference.runner import DEAD_SCORE
 
 
@@ -100,7 +100,7 @@ def _check_step(catalog, level, nodes_BW, chosen_BWR, excluded, allowed_FN, slot
             trie.child_begin[level], trie.child_code[level], trie.child_row[level], catalog.child_groups[level]
         )),
         torch.arange(-1, trie.max_branch[level] + 4, dtype=torch.int32).clamp(min=0),  # roomier than any node
-        Excluded(excluded_child_BWX, ChangeOfAll()(change_BWX, torch.zeros(chosen_BWR.shape[2]))),
+        Excluded(excluded_child_BWX, change_BWX),
         filters,
         torch.full((2, 4, 1), -2),
     )  # fmt: skip
