@@ -45,9 +45,15 @@ class SamplingPieces(EagerPieces):
         match piece:
             case "select_root":
                 total, logprob, child_V, base, kept, node_BW, beams, *_ = values
-                return self._draw(total, logprob, child_V.expand_as(total), base, kept, node_BW < 0, beams)
+                # Codes that lead to no item would only move the draws: a seed means the same at every level.
+                place_C = (child_V >= 0).nonzero().flatten()
+                total, logprob = total.index_select(2, place_C), logprob.index_select(2, place_C)
+                child = child_V[place_C].expand_as(total)
+                return self._draw(total, logprob, child, base, kept, node_BW < 0, beams)
             case "select":
-                total, logprob, child, base, kept, _, beams, *_ = values
+                # The first and the last candidate are never children.
+                total, logprob, child = (value[:, :, 1:-1] for value in values[:3])
+                base, kept, _, beams = values[3:7]
                 return self._draw(total, logprob, child, base, kept, torch.zeros_like(base, dtype=torch.bool), beams)
             case "widen":
                 return values

@@ -217,12 +217,14 @@ def test_the_decoder_step_by_step_is_the_decoder_at_once() -> None:
     with torch.inference_mode():
         expected_BSD = decoder(x_BSD, context, bias)
         # Two beams of each request write the same, so each must agree with its request.
-        suffix = [(torch.zeros(4, 0, 15), torch.zeros(4, 0, 15))] * 2
+        suffix = [(torch.zeros(4, 0, 3, 5), torch.zeros(4, 0, 3, 5))] * 2
         for place in range(6):
             x_ND = x_BSD[:, place].repeat_interleave(2, 0)
-            out_ND, suffix = decoder.step(x_ND, suffix, context, bias)
+            for number, layer in enumerate(decoder.stack()):
+                x_ND, *grown = layer.step(x_ND, *suffix[number], context[number], bias)
+                suffix[number] = (grown[0], grown[1])
             expected_ND = expected_BSD[:, place].repeat_interleave(2, 0)
-            torch.testing.assert_close(out_ND, expected_ND, atol=1e-5, rtol=0)
+            torch.testing.assert_close(decoder.norm(x_ND), expected_ND, atol=1e-5, rtol=0)
 
 
 def test_unevenly_sized_codebooks_have_their_own_heads_and_tables() -> None:
