@@ -25,6 +25,7 @@ def service(built: Built, data_dir: Path, port: int) -> Iterator[tuple[subproces
     environment = tiny_build.environment(
         ONESLATE_HISTORY__DATA_DIR=str(data_dir),
         ONESLATE_HISTORY__READ_TIMEOUT_MS="3000",
+        ONESLATE_HISTORY__CONNECT_TIMEOUT_MS="3000",
         ONESLATE_DEADLINE_MS="20000",
         ONESLATE_BATCH__MAX_SIZE="2",
     )

@@ -42,6 +42,7 @@ def process_of(data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         "ONESLATE_PORT": "0",
         "ONESLATE_HISTORY__DATA_DIR": str(data_dir),
         "ONESLATE_HISTORY__READ_TIMEOUT_MS": "3000",
+        "ONESLATE_HISTORY__CONNECT_TIMEOUT_MS": "3000",
         "PYTHONUNBUFFERED": "1",
     }
     command = [sys.executable, "-c", SERVE]
