@@ -29,7 +29,7 @@ def settle_shapes(model: onnx.ModelProto) -> None:
             if before is not None and after is not None:
                 nodes += _settle(node, _Shape(before, after), makers.get(node.input[1]), graph)
         nodes.append(node)
-    needed = _needed(nodes, {output.name for output in graph.output})
+    needed = needed_nodes(nodes, {output.name for output in graph.output})
     del graph.node[:]
     graph.node.extend(needed)
 
@@ -95,7 +95,9 @@ def _dims(value: onnx.ValueInfoProto) -> list[Dim]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+def needed_nodes(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that the wanted values depend on: after its last code nobody reads a beam's suffix any more."""
+    wanted = set(wanted)
     kept = []
     for node in reversed(nodes):
         if wanted.intersection(node.output):

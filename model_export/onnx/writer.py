@@ -9,6 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from model_export.onnx.shapes import needed_nodes
+
 _FOLDED = frozenset(
     {"Add", "Cast", "Concat", "Exp", "Mul", "Reshape", "Shape", "Sigmoid", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
 )
@@ -89,17 +91,7 @@ class GraphWriter:
     ) -> onnx.GraphProto:
         """Everything that the outputs need; `outputs`: the value of each by its public name, `types`: what they are."""
         ends = [helper.make_node("Identity", [value], [public], name=public) for public, value in outputs.items()]
-        nodes = _needed([*self._nodes, *ends], set(outputs))
+        nodes = needed_nodes([*self._nodes, *ends], set(outputs))
         read = {value for node in nodes for value in node.input}
         constants = [numpy_helper.from_array(array, name) for name, array in self._arrays.items() if name in read]
         return helper.make_graph(nodes, name, inputs, [types[public] for public in outputs], constants)
-
-
-def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that the wanted values depend on: after its last code nobody reads a beam's suffix any more."""
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
