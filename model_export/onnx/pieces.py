@@ -199,7 +199,10 @@ _exported: dict[tuple[object, ...], ExportedPiece] = {}
 
 
 def _structure(module: nn.Module) -> object:
-    """What a module is but for its tensors: classes and settings, all the way down."""
+    """What a module is but for its tensors: classes and settings, all the way down.
+
+    Settings are public attributes: what a trace depends on must not be private, or two modules would share a piece.
+    """
     settings = tuple(
         (name, value)
         for name, value in sorted(vars(module).items())

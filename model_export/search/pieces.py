@@ -4,9 +4,9 @@
 layer exist once for each layer, and are exported for one of them: what differs are weights.
 
 Legend: B requests, T history, L levels, W beams in, U beams out, N = B * W beams of all requests, K slate size, S codes
-of the suffix, P codes so far, R chosen items plus one dummy, G places for full groups, Q beams or one, C candidates of
-a beam, V codes of a level, X excluded rows, F filter slots, I items of the catalog, D width, H heads, A = heads x head
-width, M nodes of a level.
+of the suffix, P codes so far, R chosen items plus one dummy, G places for full groups, C candidates of
+a beam, V codes of a level, X excluded rows, F filter slots, I items of the catalog, D width, H heads, M nodes of a
+level.
 """
 
 from collections.abc import Mapping, Sequence
