@@ -57,6 +57,10 @@ class Feedback:
         """Numbers of the visits of a part."""
         return np.flatnonzero(self.part_M == part)
 
+    def lengths(self, visits: Int) -> Int:
+        """How many items each visit has."""
+        return np.bincount(self.visit_F, minlength=self.num_visits)[visits]
+
     def examples(self, visits: Int) -> Examples:
         """The histories of visits, with an empty target where the visit starts."""
         end = self.history_end_M[visits]

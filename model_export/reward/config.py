@@ -1,6 +1,6 @@
 """What a recipe may choose about the reward model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from model_export.model import ModelConfig
@@ -21,6 +21,10 @@ class RewardConfig:
     """`session`: while training, what company tells of the user has numbers of its own, which are left out when slates
     are scored (`model_export.reward.model.Company`). For models that choose slates; a model that only predicts what
     happens in a log is better off without."""
+    residual: bool = False
+    """`session`: first a model of single items is trained, which then stays as it is; company is a term on its logits,
+    learned from visits of two or more. The difference to the model of single items is company and nothing else, and is
+    known more surely than that of two trainings."""
     signals: tuple[str, ...] = ()
     """Signals with a tower; empty: all with at least `min_positives` in the training part."""
     signal_weights: tuple[float, ...] = ()
@@ -61,6 +65,8 @@ class RewardConfig:
     """Steps in which the rate rises from zero."""
     max_epochs: int = 10
     """Passes over the training visits; the cosine ends with the last."""
+    residual_epochs: int = 6
+    """`residual`: passes of the term over its visits."""
     patience: int = 2
     """Epochs without a lower validation loss before training stops; 0: never."""
     max_gradient_norm: float = 1.0
@@ -75,19 +81,12 @@ class RewardConfig:
     """Seed of weights, order, dropout, shuffled sessions and bootstrap."""
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"reward.scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}")
-        if self.causal and self.scope != "session":
-            raise ValueError(f"reward.causal needs reward.scope session, not {self.scope}")
-        if self.absorbs_context and not self.causal:
-            raise ValueError(
-                "reward.absorbs_context needs reward.causal: what stands before and after must not be told apart twice"
-            )
+        self._check_scope()
         self._check_signals()
         for name in (
             "min_positives", "width", "num_heads", "head_width", "feed_forward_width", "slate_layers", "target_layers",
-            "tower_width", "history_length", "batch_size", "max_epochs", "checkpoint_every",
-            "num_bootstrap_samples", "num_seeds",
+            "tower_width", "history_length", "batch_size", "max_epochs", "residual_epochs",
+            "checkpoint_every", "num_bootstrap_samples", "num_seeds",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"reward.{name} must be at least 1, not {getattr(self, name)}")
@@ -101,6 +100,18 @@ class RewardConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"reward.{name} must lie in [0, 1), not {getattr(self, name)}")
 
+    def _check_scope(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"reward.scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}")
+        if self.causal and self.scope != "session":
+            raise ValueError(f"reward.causal needs reward.scope session, not {self.scope}")
+        if self.absorbs_context and not self.causal:
+            raise ValueError(
+                "reward.absorbs_context needs reward.causal: what stands before and after must not be told apart twice"
+            )
+        if self.residual and (self.scope != "session" or self.absorbs_context):
+            raise ValueError("reward.residual needs reward.scope session, and has no context to absorb")
+
     def _check_signals(self) -> None:
         if len(set(self.signals)) < len(self.signals):
             raise ValueError(f"reward.signals names one twice: {', '.join(self.signals)}")
@@ -113,6 +124,11 @@ class RewardConfig:
             raise ValueError(f"reward.signal_weights must be finite, not {list(self.signal_weights)}")
         if self.signal_weights and not any(self.signal_weights):
             raise ValueError("reward.signal_weights are all 0: nothing would be rewarded")
+
+    def of_items(self, signals: tuple[str, ...]) -> "RewardConfig":
+        """The model of single items that is otherwise the same, of the same signals also where the data chose them."""
+        alone = replace(self, scope="item", causal=False, absorbs_context=False, residual=False)
+        return replace(alone, signals=signals, signal_weights=())
 
     def layers(self) -> ModelConfig:
         """The shape of its layers, as the generator's layers take it."""

@@ -62,6 +62,10 @@ class RewardTrainer:
         self._train, self._valid = feedback.visits(TRAIN), feedback.visits(VALID)
         if len(self._train) == 0:
             raise ValueError("there are no training visits: nothing was shown before the first split")
+        if config.residual:
+            self._train = self._train[feedback.lengths(self._train) >= 2]
+            if len(self._train) == 0:
+                raise ValueError("no training visit has two items: leave reward.residual off")
         self._num_steps = math.ceil(len(self._train) / config.batch_size)
         self._optimizer = _optimizer(model, config)
         self.state = RunState()
@@ -191,8 +195,9 @@ def signal_loss(logits_BWKS: Tensor, signal_BWKS: Tensor) -> Tensor:
 
 
 def _optimizer(model: RewardModel, config: RewardConfig) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learning if parameter.ndim >= 2]
+    vectors = [parameter for parameter in learning if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 

@@ -14,13 +14,8 @@ from model_export.model import GeneratorSpec, HistoryBatch, ModelConfig
 from model_export.model.attention import MASKED, Attention
 from model_export.model.experts import FeedForward
 from model_export.model.history import EncoderLayer, HistoryEncoder
+from model_export.reward.company import Company, CompanyTerm, likeness
 from model_export.reward.config import RewardConfig
-
-NUM_LIKENESSES = 10
-"""Buckets of the cosine of two items, a tenth wide; the first holds everything below .1."""
-NUM_EFFECTS = 6
-"""Of these, those that an effect tells apart: whatever is alike by more than half counts the same. What is nearly the
-same is shown together only where the feed is surest of it, so that a log tells least of it (docs/decisions/0009)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,54 +65,6 @@ class TargetLayer(nn.Module):
         return out
 
 
-class Company(nn.Module):
-    """What an item gains or loses by the other items of its slate, by how alike they are: the cosine, in buckets.
-
-    Attention learns only slowly to tell that two items are alike; boredom with the alike is the first thing that a
-    session model must know. So each other item that an item sees adds a learned vector to the item's, by the bucket and
-    by how far apart the two stand.
-
-    A log shows like items together where the recommender in charge believed that the user likes them, and it shows
-    that a user stayed. So company tells of the user as well as it changes what an item is worth, and only the second
-    holds for a slate that we choose. What it tells is the same whichever stands first; boredom is not. Hence, with
-    `absorbs_context`, numbers that are added to the signals' logits, by the bucket alone, for the items before and
-    after: they learn beside the vectors, and are left out when slates are scored.
-    """
-
-    def __init__(self, config: RewardConfig, slate_size: int, num_signals: int) -> None:
-        super().__init__()
-        self.slate_size = slate_size
-        self.num_distances = 2 * slate_size - 1
-        self.effect = nn.Embedding(NUM_EFFECTS * self.num_distances, config.width)
-        nn.init.zeros_(self.effect.weight)
-        self.context = nn.Embedding(NUM_LIKENESSES, num_signals) if config.absorbs_context else None
-        if self.context is not None:
-            nn.init.zeros_(self.context.weight)
-
-    def likeness(self, unit_NKE: Tensor) -> Tensor:
-        """Buckets [N, K, K] of all pairs of items; embeddings of length 1."""
-        cosine_NKK = unit_NKE @ unit_NKE.transpose(1, 2)
-        likeness_NKK: Tensor = (cosine_NKK * NUM_LIKENESSES).long().clamp(0, NUM_LIKENESSES - 1)
-        return likeness_NKK
-
-    def effects(self, likeness_NKK: Tensor, is_seen_NKK: Tensor) -> Tensor:
-        """Vectors [N, K, D] to add to the items'; `is_seen_NKK` says whether item k sees item j, itself included."""
-        place_K = torch.arange(likeness_NKK.shape[1], device=likeness_NKK.device)
-        distance_KK = place_K - place_K.unsqueeze(1) + self.slate_size - 1
-        is_other_NKK = is_seen_NKK & (place_K != place_K.unsqueeze(1))
-        effect_NKKD = self.effect(likeness_NKK.clamp(max=NUM_EFFECTS - 1) * self.num_distances + distance_KK)
-        out_NKD: Tensor = (effect_NKKD * is_other_NKK.unsqueeze(-1)).sum(2)
-        return out_NKD
-
-    def contexts(self, likeness_NKK: Tensor, is_company_NKK: Tensor) -> Tensor:
-        """Logits [N, K, S] to add while training; `is_company_NKK` says whether item j counts for item k."""
-        assert self.context is not None
-        place_K = torch.arange(likeness_NKK.shape[1], device=likeness_NKK.device)
-        is_company_NKK = is_company_NKK & (place_K != place_K.unsqueeze(1))
-        out_NKS: Tensor = (self.context(likeness_NKK) * is_company_NKK.unsqueeze(-1)).sum(2)
-        return out_NKS
-
-
 class RewardModel(nn.Module):
     """Per item of a slate and signal the chance that the user gives it, seeing the whole slate.
 
@@ -125,7 +72,8 @@ class RewardModel(nn.Module):
     pools the items' vectors before the towers, because its signals are of the session; here signals are of items, so
     that the towers come first and the pool is the sum of the expected signals.
 
-    With `scope` `item` an item sees itself alone, and with `position` not even that: same layers, less input.
+    With `scope` `item` an item sees itself alone, and with `position` not even that: same layers, less input. With
+    `residual` everything but a term on the logits is a model of scope `item`, which does not learn.
     """
 
     def __init__(self, config: RewardConfig, spec: GeneratorSpec, weight_S: tuple[float, ...]) -> None:
@@ -142,7 +90,9 @@ class RewardModel(nn.Module):
         self.register_buffer("centre_E", torch.zeros(spec.embedding_width))
         self.centre_E: Tensor
         self.content = nn.Linear(spec.embedding_width, config.width, bias=False) if self.history else None
-        self.company = Company(config, spec.slate_size, len(weight_S)) if config.scope == "session" else None
+        self.company: Company | CompanyTerm | None = None
+        if config.scope == "session":
+            self.company = (CompanyTerm if config.residual else Company)(config, spec.slate_size, len(weight_S))
         self.slate = nn.ModuleList(EncoderLayer(layers) for _ in range(config.slate_layers))
         self.norm = nn.LayerNorm(config.width)
         self.towers = nn.ModuleList(_tower(config) for _ in weight_S)
@@ -181,21 +131,43 @@ class RewardModel(nn.Module):
         x_NKD = x_BQD.unflatten(1, (num_slates, slate_size)).flatten(0, 1)
         codes_NKL = batch.codes_BWKL.flatten(0, 1)
         is_seen_NKK, is_company_NKK = self._is_seen(codes_NKL)
-        context_NKS = None
-        if self.company is not None:
-            likeness_NKK = self.company.likeness(unit_BWKE.flatten(0, 1))
+        attends_NKK = is_seen_NKK
+        likeness_NKK = likeness(unit_BWKE.flatten(0, 1))
+        if isinstance(self.company, Company):
             x_NKD = x_NKD + self.company.effects(likeness_NKK, is_seen_NKK)
-            if self.training and self.config.absorbs_context:
-                context_NKS = self.company.contexts(likeness_NKK, is_company_NKK)
-        bias = (~is_seen_NKK).unsqueeze(1).to(x_NKD.dtype) * MASKED
+        elif isinstance(self.company, CompanyTerm):
+            attends_NKK = torch.eye(slate_size, dtype=torch.bool, device=is_seen_NKK.device).expand_as(is_seen_NKK)
+        bias = (~attends_NKK).unsqueeze(1).to(x_NKD.dtype) * MASKED
         for layer in self.slate:
             x_NKD = layer(x_NKD, bias)
         x_NKD = self.norm(x_NKD)
         logits_NKS = torch.cat([tower(x_NKD) for tower in self.towers], -1)
-        if context_NKS is not None:
-            logits_NKS = logits_NKS + context_NKS
+        if isinstance(self.company, CompanyTerm):
+            logits_NKS = logits_NKS + self.company(x_NKD, logits_NKS, likeness_NKK, is_seen_NKK)
+        elif self.company is not None and self.training and self.config.absorbs_context:
+            logits_NKS = logits_NKS + self.company.contexts(likeness_NKK, is_company_NKK)
         logits_BWKS: Tensor = logits_NKS.unflatten(0, (num_examples, num_slates))
         return logits_BWKS
+
+    def start_from(self, items: "RewardModel") -> None:
+        """Takes the weights of a model of single items, which then learn no more (`RewardConfig.residual`)."""
+        assert isinstance(self.company, CompanyTerm)
+        assert items.config.scope == "item"
+        own = ("weight_S", "scale_S", "shift_S")  # what rewards are made of is not learned from it
+        state = {name: value for name, value in items.state_dict().items() if name not in own}
+        found = self.load_state_dict(state, strict=False)
+        assert not found.unexpected_keys
+        assert all(name in own or name.startswith("company.") for name in found.missing_keys)
+        self.requires_grad_(False)
+        self.company.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "RewardModel":
+        """As of every module; what learns no more drops nothing either."""
+        super().train(mode)
+        if mode and isinstance(self.company, CompanyTerm):
+            for child in self.children():
+                child.train(child is self.company)
+        return self
 
     def _unit(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings - self.centre_E, dim=-1)

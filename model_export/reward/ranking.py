@@ -44,7 +44,10 @@ class Ranking:
 
 
 class Resamples:
-    """The same bootstrap samples for every model: users are drawn with replacement, and runs independently of them."""
+    """The same bootstrap samples for every model: users are drawn with replacement, and runs independently of them.
+
+    Run i of every model has the same seed, and may start from run i of another: they are drawn together.
+    """
 
     def __init__(self, user_F: Int64, num_samples: int, seed: int) -> None:
         _, self._user_F = np.unique(user_F, return_inverse=True)
@@ -52,10 +55,10 @@ class Resamples:
         self._num_samples = num_samples
         self._seed = seed
 
-    def aucs(self, rankings: Sequence[Ranking], salt: int) -> Float:
-        """AUC in every sample [S]: mean over the runs drawn; `salt` tells the models' draws of runs apart."""
+    def aucs(self, rankings: Sequence[Ranking]) -> Float:
+        """AUC in every sample [S]: mean over the runs drawn."""
         users = np.random.default_rng(self._seed)
-        runs = np.random.default_rng([self._seed, salt])
+        runs = np.random.default_rng([self._seed, 1])
         found = np.empty(self._num_samples)
         for sample in range(self._num_samples):
             drawn = users.integers(self._num_users, size=self._num_users)

@@ -196,11 +196,11 @@ def _compare(
         for place, signal in enumerate(signals):
             signal_F = held_out.signal_FS[kept_F, place]
             sampled: dict[str, tuple[float, Float]] = {}
-            for salt, (name, one) in enumerate(scored.items()):
+            for name, one in scored.items():
                 raw_RF, chance_RF = one.raw_RFS[:, kept_F, place], one.chance_RFS[:, kept_F, place]
                 rankings = [Ranking(raw_F, signal_F) for raw_F in raw_RF]
                 mean = float(np.mean([ranking.auc() for ranking in rankings]))
-                sampled[name] = (mean, resamples.aucs(rankings, salt))
+                sampled[name] = (mean, resamples.aucs(rankings))
                 about = {"model": name, "subset": subset, "signal": signal, "auc": _plain(interval(*sampled[name]))}
                 figures.append(about | _calibration(raw_RF, chance_RF, signal_F))
             differences += _differences(sampled, subset, signal)

@@ -23,25 +23,28 @@ def reward_with_rivals(
 ) -> tuple[TrainedReward, RewardReport]:
     """Trains the reward model of `config` into `out`, its rivals into `out/item` and `out/position`, and compares them.
 
-    Further seeds of a model come into `seed-1` and so on beside its files. Goes on from the checkpoints that it finds.
+    Further seeds come into `out/seed-1` and so on, in the same order. Goes on from the checkpoints that it finds.
     Beside the report (`reward_report`) it draws `curves.png`.
 
     Raises:
         ValueError: as `train_reward` and `reward_report`.
     """
     trained = train_reward(config, prepared, items, out, progress)
-    # The same signals, also where the data chose them.
-    alone = replace(config, causal=False, absorbs_context=False, signals=trained.signals, signal_weights=())
+    alone = config.of_items(trained.signals)
     configs: dict[str, RewardConfig] = {config.scope: config}
     configs |= {scope: replace(alone, scope=scope) for scope in RIVALS if scope != config.scope}
-    folders: dict[str, Path] = {scope: out if scope == config.scope else out / scope for scope in configs}
+
+    def folder_of(scope: str, place: int) -> Path:
+        """Where a residual model has the model of single items that it starts from, too: that is the rival itself."""
+        folder = out / f"seed-{config.seed + place}" if place else out
+        return folder if scope == config.scope else folder / scope
 
     def fit(scope: str, place: int) -> TrainedReward:
-        folder = folders[scope] / f"seed-{config.seed + place}" if place else folders[scope]
         seeded = replace(configs[scope], seed=config.seed + place)
+        folder = folder_of(scope, place)
         return trained if folder == out else train_reward(seeded, prepared, items, folder, progress)
 
     runs = {scope: [fit(scope, place) for place in range(config.num_seeds)] for scope in configs}
-    plot_curves(folders, out / "curves.png")
+    plot_curves({scope: folder_of(scope, 0) for scope in configs}, out / "curves.png")
     report = reward_report(runs, prepared, out, num_samples=config.num_bootstrap_samples, seed=config.seed)
     return trained, report

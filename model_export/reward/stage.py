@@ -4,7 +4,7 @@ Shapes: F impressions, M visits, N items, L levels, W slates, K slate size, S si
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def train_reward(
 ) -> TrainedReward:
     """Trains a reward model on the visits of `train`, going on from a checkpoint in `out`.
 
-    Visits of `valid` choose the epoch and fit the calibration.
+    Visits of `valid` choose the epoch and fit the calibration. A residual model has its model of single items trained
+    first, in `out/item`.
 
     Args:
         config: What to train, and how.
@@ -112,7 +113,13 @@ def train_reward(
     out.mkdir(parents=True, exist_ok=True)
     made = {"config": asdict(config), "spec": asdict(spec), "signals": signals, "weights": weights}
     (out / MODEL).write_text(json.dumps(made, indent=2) + "\n")
-    best = RewardTrainer(config, model, feedback, collator, places, out).run(progress)
+    loop = config
+    if config.residual:
+        single = train_reward(config.of_items(signals), prepared, items, out / "item", progress)
+        model.start_from(single.model)
+        torch.manual_seed(config.seed)  # whether the other was trained just now or before
+        loop = replace(config, max_epochs=config.residual_epochs)
+    best = RewardTrainer(loop, model, feedback, collator, places, out).run(progress)
     model.load_state_dict(torch.load(best, weights_only=True))
     _calibrate(model.eval(), collator, feedback, places)
     torch.save(model.state_dict(), out / CALIBRATED)

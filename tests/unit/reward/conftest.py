@@ -13,6 +13,7 @@ from model_export.reward.stage import TrainedReward, train_reward
 KINDS = {
     "session": {"scope": "session"},
     "causal": {"scope": "session", "causal": True},
+    "residual": {"scope": "session", "residual": True},
     "item": {"scope": "item"},
     "position": {"scope": "position"},
 }

@@ -76,6 +76,8 @@ def affected(model: RewardModel, place: int) -> list[int]:
     [
         ({"scope": "session"}, [[0, 1, 2, 3]] * 4),
         ({"scope": "session", "causal": True}, [[0, 1, 2, 3], [1, 2, 3], [2, 3], [3]]),
+        ({"residual": True}, [[0, 1, 2, 3]] * 4),
+        ({"residual": True, "causal": True}, [[0, 1, 2, 3], [1, 2, 3], [2, 3], [3]]),
         ({"scope": "item"}, [[0], [1], [2], [3]]),
         ({"scope": "position"}, [[], [], [], []]),
     ],
@@ -119,7 +121,7 @@ def test_the_history_matters_and_its_padding_does_not(scope: str) -> None:
     assert moved[2] == 0  # an empty history
 
 
-@pytest.mark.parametrize("config", [{"scope": "session"}, {"scope": "session", "causal": True}, {"scope": "item"}])
+@pytest.mark.parametrize("config", [{}, {"causal": True}, {"residual": True}, {"scope": "item"}])
 def test_a_short_slate_is_worth_the_same_however_it_is_padded(config: dict[str, Any]) -> None:
     model, history, codes = model_of(**config), history_of(), slates()
     padded = codes.clone()
@@ -189,6 +191,9 @@ def test_shared_codes_counts_the_common_first_codes() -> None:
         ({"scope": "user"}, "scope must be one of session, item, position, not 'user'"),
         ({"scope": "item", "causal": True}, "causal needs reward.scope session"),
         ({"absorbs_context": True}, "absorbs_context needs reward.causal"),
+        ({"residual": True, "scope": "item"}, "residual needs reward.scope session"),
+        ({"residual": True, "causal": True, "absorbs_context": True}, "has no context to absorb"),
+        ({"residual_epochs": 0}, "residual_epochs must be at least 1"),
         ({"signals": ("a", "a")}, "names one twice"),
         ({"signals": ("a", "b"), "signal_weights": (1.0,)}, r"as many as reward\.signals \(2\), not 1"),
         ({"signals": ("a",), "signal_weights": (float("nan"),)}, "finite"),

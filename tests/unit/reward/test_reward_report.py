@@ -36,6 +36,16 @@ def test_the_session_model_is_ahead_of_item_and_position_models(report: RewardRe
     assert auc(report, "item") > auc(report, "position") + 0.03 > 0.6
 
 
+def test_company_on_top_of_single_items_is_ahead_of_them_and_falls_below_on_shuffled_sessions(
+    bored: PreparedData, trained: dict[str, TrainedReward], tmp_path: Path
+) -> None:
+    models = {"session": [trained["residual"]], "item": [trained["item"]]}
+    report = reward_report(models, bored, tmp_path, num_samples=200)
+    assert difference(report, "item")["low"] > 0
+    assert difference(report, f"session{SHUFFLED}")["low"] > 0
+    assert auc(report, f"session{SHUFFLED}") < auc(report, "item") + 0.01
+
+
 def test_on_shuffled_sessions_it_falls_to_the_item_model_or_below(report: RewardReport) -> None:
     assert difference(report, f"session{SHUFFLED}")["low"] > 0.05
     assert auc(report, f"session{SHUFFLED}") < auc(report, "item") + 0.01

@@ -89,6 +89,50 @@ def test_a_run_that_died_goes_on_to_bitwise_the_same(tmp_path: Path) -> None:
     assert not torch.equal(other.model.norm.weight, whole.model.norm.weight)
 
 
+def test_a_residual_run_that_died_goes_on_to_bitwise_the_same(tmp_path: Path) -> None:
+    """In the model of single items (9 steps), and in the term for company (18)."""
+    whole, rows = run(tmp_path / "whole", quiet(), residual=True)
+    assert len(rows) == 6
+    for death in (5, 11, 14):
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", Bar(death), residual=True)
+        torch.manual_seed(death)
+    resumed, resumed_rows = run(tmp_path / "broken", quiet(), residual=True)
+    assert resumed_rows == rows
+    assert_same_weights(resumed, whole)
+
+
+def test_a_residual_model_is_its_model_of_single_items_and_company(
+    bored: PreparedData, trained: dict[str, TrainedReward], folder: Path
+) -> None:
+    """Same weights; the same logits, bit for bit, where an item has no company, and others where it has."""
+    residual, single = trained["residual"].model, trained["item"].model
+    of_items = single.state_dict()
+    kept = {name: value for name, value in residual.state_dict().items() if not name.startswith("company.")}
+    assert kept.keys() == of_items.keys()
+    own = {"weight_S", "scale_S", "shift_S"}
+    assert all(torch.equal(value, of_items[name]) for name, value in kept.items() if name not in own)
+    assert (folder / "residual" / "item" / "calibrated.pt").exists()
+    collator, examples = trained["residual"].collator(bored), bored.examples("test")[slice(0, 30)]
+    item_BWK = np.random.default_rng(0).integers(bored.num_items, size=(len(examples), 3, 4)).astype(np.int32)
+    item_BWK[:, 1:, 1:] = -1
+    batch = collator.batch(examples, item_BWK)
+    with torch.no_grad():
+        logits_BWKS, single_BWKS = residual(batch), single(batch)
+    assert torch.equal(logits_BWKS[:, 1:, 0], single_BWKS[:, 1:, 0])
+    assert (logits_BWKS[:, 0] - single_BWKS[:, 0]).abs().mean() > 0.1
+
+
+def test_a_residual_model_needs_company_and_keeps_its_weights_of_signals(tmp_path: Path) -> None:
+    trained, _ = run(
+        tmp_path / "a", quiet(), residual=True, residual_epochs=1, max_epochs=1, signal_weights=(2.5,)
+    )  # fmt: skip
+    assert trained.model.weight_S.tolist() == [2.5]
+    lonely = visits_with_boredom(num_users=60, visits_each=5, slate_size=1)
+    with pytest.raises(ValueError, match=r"no training visit has two items: leave reward\.residual off"):
+        run(tmp_path / "b", quiet(), lonely, residual=True, max_epochs=1)
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
     """With a rate that ruins the weights after some epochs."""
     trained, rows = run(tmp_path, quiet(), max_epochs=30, patience=2, learning_rate=0.1)
@@ -142,7 +186,7 @@ def test_the_scorer_prefers_slates_without_repeated_groups(
         scorer.score(examples, np.zeros((len(examples), 1, 5), np.int32))
 
 
-@pytest.mark.parametrize("name", ["session", "item"])
+@pytest.mark.parametrize("name", ["session", "residual", "item"])
 def test_items_by_row_get_the_rewards_that_the_scorer_gives(
     name: str, bored: PreparedData, trained: dict[str, TrainedReward]
 ) -> None:
@@ -194,7 +238,7 @@ def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> Non
     assert report.subject == "session"
     assert {row["other"] for row in report.differences} == {"item", "position", "session on shuffled sessions"}
     assert_same_weights(TrainedReward.load(tmp_path, items_of(FEW.num_items)), trained)
-    for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "position/seed-1/calibrated.pt"):
+    for name in ("report.json", "report.md", "curves.png", "item/calibrated.pt", "seed-1/position/calibrated.pt"):
         assert (tmp_path / name).stat().st_size > 0
     other = TrainedReward.load(tmp_path / "seed-1", items_of(FEW.num_items))
     assert not torch.equal(other.model.norm.weight, trained.model.norm.weight)
@@ -205,6 +249,21 @@ def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> Non
     assert f"{auc:.4g}" in page
     assert "AUC of session minus" in page
     assert "seeds: session 2, item 2, position 2" in page
+
+
+def test_the_rival_of_a_residual_model_is_what_it_starts_from(tmp_path: Path) -> None:
+    """Trained once, for every seed; single items then have no difference that a bootstrap could see."""
+    config = config_of(
+        residual=True, max_epochs=1, residual_epochs=1, signals=(), min_positives=30, num_bootstrap_samples=20,
+        num_seeds=2,
+    )  # fmt: skip
+    _, report = reward_with_rivals(config, FEW, items_of(FEW.num_items), tmp_path, quiet())
+    assert report.runs == {"session": 2, "item": 2, "position": 2}
+    items = items_of(FEW.num_items)
+    for seed in (tmp_path, tmp_path / "seed-1"):
+        whole, single = TrainedReward.load(seed, items), TrainedReward.load(seed / "item", items)
+        assert torch.equal(whole.model.norm.weight, single.model.norm.weight)
+        assert len((seed / "item" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_what_company_tells_of_the_user_is_not_taken_for_what_it_does(tmp_path: Path) -> None:
