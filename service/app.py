@@ -12,7 +12,7 @@ from typing import get_args
 import uvicorn
 from fastapi import FastAPI
 
-from service.api import events, items, operations, recommend, similar, users
+from service.api import catalog, events, items, operations, recommend, similar, users
 from service.api.context import RequestContext
 from service.api.openapi import describe
 from service.api.operations import package_version
@@ -77,7 +77,7 @@ def create_app(
     app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.limits.body_bytes)
     add_handlers(app, metrics)
     # An item id may hold slashes: what is below an item's own path comes before it.
-    for module in (recommend, events, users, similar, items, operations):
+    for module in (recommend, events, users, similar, items, catalog, operations):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
@@ -197,7 +197,7 @@ async def _serving(
         serving = Serving(
             settings=settings,
             runner=opened,
-            catalog=lambda: live.snapshot,
+            live=live,
             items=items,
             store=history,
             batcher=batcher,

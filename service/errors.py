@@ -6,6 +6,7 @@ OneSlateError
 |-- FilterError            a filter that names what does not exist or says nothing legal
 |-- HistoryUnavailable     the history store did not answer in time
 |-- CatalogUnavailable     the catalog's log did not answer in time
+|-- CatalogMoved           the catalog was changed meanwhile
 |-- Overloaded             not admitted: the queue is full
 |-- DeadlineExceeded       admitted, then out of time
 |-- RunnerError            the inference runner failed or is gone
@@ -36,6 +37,10 @@ class HistoryUnavailable(OneSlateError):
 
 class CatalogUnavailable(OneSlateError):
     """The catalog's log did not answer in time: the change is not stored."""
+
+
+class CatalogMoved(OneSlateError):
+    """The catalog was changed meanwhile: what should have followed its last change was not written."""
 
 
 class Overloaded(OneSlateError):

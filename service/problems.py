@@ -40,14 +40,15 @@ CATALOG_UNAVAILABLE = ProblemType("catalog-unavailable", 503, "The catalog's log
 NOT_READY = ProblemType("not-ready", 503, "The service is not ready")
 
 UNKNOWN_ITEM = ProblemType("unknown-item", 422, "The catalog does not hold the item")
+UNKNOWN_VERSION = ProblemType("unknown-version", 409, "The catalog cannot be taken back to this version")
 REFUSED_ITEM = ProblemType("refused-item", 409, "The item cannot be taken into the catalog")
 UNKNOWN_ACTION = ProblemType("unknown-action", 422, "The model does not know the action")
 REFUSED_EVENT = ProblemType("refused-event", 422, "The event cannot be stored")
 
 PROBLEM_TYPES: Final = (
     MALFORMED_JSON, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, OVERLOADED,
-    INTERNAL_ERROR, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY, UNKNOWN_ITEM, REFUSED_ITEM, UNKNOWN_ACTION,
-    REFUSED_EVENT,
+    INTERNAL_ERROR, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY, UNKNOWN_ITEM, UNKNOWN_VERSION,
+    REFUSED_ITEM, UNKNOWN_ACTION, REFUSED_EVENT,
 )  # fmt: skip
 """Every type that is ever answered."""
 

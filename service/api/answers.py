@@ -171,6 +171,31 @@ class ItemsAnswer(AnswerModel):
     results: list[ItemResult]
 
 
+class CatalogVersionAnswer(AnswerModel):
+    """A version of the catalog, and what made it."""
+
+    catalog_version: str
+    changed_at: float = Field(description="Unix seconds.")
+    num_changes: int = Field(description="Changes of items that came at once and made this version.")
+
+
+class CatalogAnswer(AnswerModel):
+    """The catalog in service, and the versions before it."""
+
+    catalog_version: str
+    bundle_version: str = Field(description="Of the bundle's own items, without any change.")
+    num_items: int = Field(description="Removed ones included: histories that hold them stay readable.")
+    num_shown: int = Field(description="Items that can be recommended.")
+    versions: list[CatalogVersionAnswer] = Field(description="Newest first, as far back as asked for.")
+
+
+class RollbackAnswer(AnswerModel):
+    """What a rollback did."""
+
+    catalog_version: str = Field(description="The new version; its items are as in the one that was asked for.")
+    num_changes: int = Field(description="Items that are as they were then; those that came since are removed.")
+
+
 class HistoryEventAnswer(AnswerModel):
     """One event of a stored history."""
 

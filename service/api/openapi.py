@@ -9,12 +9,12 @@ from pydantic.json_schema import models_json_schema
 
 from service.api.answers import ProblemBody
 from service.api.fields import StrictModel
-from service.api.requests import EventsBody, ItemBody, ItemsBody, RecommendBody
+from service.api.requests import EventsBody, ItemBody, ItemsBody, RecommendBody, RollbackBody
 from service.api.serving import Serving
 from service.problems import MEDIA_TYPE, PROBLEM_TYPES
 
 _COMPONENT = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (RecommendBody, EventsBody, ItemBody, ItemsBody, ProblemBody)
+_BODIES: tuple[type[BaseModel], ...] = (RecommendBody, EventsBody, ItemBody, ItemsBody, RollbackBody, ProblemBody)
 
 
 def json_body(model: type[StrictModel]) -> dict[str, Any]:

@@ -151,6 +151,12 @@ class ItemsBody(StrictModel):
     items: Annotated[tuple[ItemChangeBody, ...], Field(min_length=1)]
 
 
+class RollbackBody(StrictModel):
+    """Where the catalog goes back to."""
+
+    catalog_version: ExternalId = Field(description="As `GET /v1/catalog` lists them, or its `bundle_version`.")
+
+
 class EventBody(StrictModel):
     """What a user did."""
 

@@ -1,12 +1,12 @@
 """What is in service while the application runs: made by the lifespan, used by the routes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from service.api.answers import NotReadyReason
-from service.catalog import CatalogSnapshot, TagFilter
+from service.catalog import CatalogSnapshot, LiveCatalog, TagFilter
 from service.history import HistoryStore
 from service.inference.batcher import Batcher
 from service.inference.runner import Runner
@@ -23,8 +23,7 @@ class Serving:
 
     settings: Settings
     runner: Runner
-    catalog: Callable[[], CatalogSnapshot]
-    """The snapshot in service now."""
+    live: LiveCatalog
     items: ItemWriter
     store: HistoryStore
     batcher: Batcher
@@ -33,6 +32,10 @@ class Serving:
     filters: Mapping[str, TagFilter] = field(default_factory=dict)
     """Named filters."""
     stopping: bool = False
+
+    def catalog(self) -> CatalogSnapshot:
+        """The snapshot in service now."""
+        return self.live.snapshot
 
     def not_ready_reasons(self) -> list[NotReadyReason]:
         """Why no request should come here; empty when ready."""

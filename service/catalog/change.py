@@ -55,7 +55,7 @@ class ItemChange:
         try:
             found = orjson.loads(members)
             for name in ("tags", "embedding"):
-                if name in found:
+                if found.get(name) is not None:
                     found[name] = tuple(found[name])
             return cls(item_id=item_id, **found)
         except (orjson.JSONDecodeError, TypeError) as error:
@@ -64,6 +64,39 @@ class ItemChange:
 
 MEMBERS: Final = tuple(field.name for field in fields(ItemChange) if field.name != "item_id")
 """Names of what a change may say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the log said of an item before a change: how the change is undone."""
+
+    change: ItemChange
+    """Those members that the change set and that the log knew, as they were."""
+    unset: frozenset[str] = frozenset()
+    """Those that it set and that the log knew nothing of: they were as in the bundle."""
+    is_new: bool = False
+    """The log knew nothing of the item at all: it was as in the bundle, or was not there."""
+
+    @classmethod
+    def decode(cls, item_id: str, members: bytes | None) -> "Before":
+        """From one JSON object of members, null where the log knew nothing of one; None: it knew nothing of the item.
+
+        Raises:
+            CatalogError: it is none; the log was written by something else.
+        """
+        if members is None:
+            return cls(ItemChange(item_id=item_id), is_new=True)
+        change = ItemChange.decode(item_id, members)
+        return cls(change, frozenset(orjson.loads(members).keys() - change.members().keys()))
+
+    def and_earlier(self, earlier: "Before") -> "Before":
+        """What was before two changes of one item."""
+        if earlier.is_new:
+            return earlier
+        known = earlier.change.members()
+        members = {name: value for name, value in self.change.members().items() if name not in earlier.unset} | known
+        change = ItemChange(item_id=self.change.item_id, **members)
+        return Before(change, earlier.unset | (self.unset - known.keys()))
 
 
 @dataclass(frozen=True, slots=True)

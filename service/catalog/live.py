@@ -4,19 +4,22 @@ Legend: A items added, E embedding width.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from service.catalog.change import ItemChange, LoggedChange, Sid
+from service.catalog.change import MEMBERS, Before, ItemChange, LoggedChange, Sid
 from service.catalog.encoding import NewItemEncoder
+from service.catalog.log import START
 from service.catalog.snapshot import CatalogSnapshot, NewItems
 from service.domain import Item
 from service.errors import CatalogError
 
 _log = logging.getLogger(__name__)
+_POSITION: Final = re.compile(r"\d{1,19}-\d{1,19}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,35 @@ class LiveCatalog:
         """
         return self._put(self._snapshot, changes, position)
 
+    @property
+    def base_version(self) -> str:
+        """Of the bundle's own items."""
+        return self._base.version
+
+    def version_at(self, position: str) -> str:
+        """Of the catalog that a position of the log makes of this bundle."""
+        return f"{self._base.version}.{position}"
+
+    def position_of(self, version: str) -> str | None:
+        """The other way round; the bundle's own version begins the log. None: no version of this bundle's catalog."""
+        if version == self._base.version:
+            return START
+        base, _, position = version.rpartition(".")
+        return position if base == self._base.version and _POSITION.fullmatch(position) else None
+
+    def as_before(self, before: Before) -> ItemChange:
+        """The change that undoes another: what the log did not know was as in the bundle, and else not there."""
+        item_id = before.change.item_id
+        row = self._base.row_of(item_id)
+        if row is None and before.is_new:
+            return ItemChange(item_id=item_id, removed=True)
+        unset = MEMBERS if before.is_new else before.unset
+        item = Item(item_id=item_id) if row is None else self._base.items[row]
+        members: dict[str, Any] = {name: () if name == "embedding" else getattr(item, name) for name in unset}
+        return ItemChange(item_id=item_id, **members | before.change.members())
+
     def _put(self, start: CatalogSnapshot, changes: Sequence[LoggedChange], position: str) -> Applied:
-        version = f"{self._base.version}.{position}"
+        version = self.version_at(position)
         merged = _Merged(start, changes)
         new = [_New(item, merged.embedding_of.get(item.item_id), merged.sids[item.item_id]) for item in merged.added]
         num_without_room = 0

@@ -2,16 +2,17 @@
 
 A sid belongs to (model version, item). Whoever brings a new item names the place that it found; the log gives it away
 once. What a log holds beside its order is the sum of all changes, so that a reader that starts, or has fallen too far
-behind, need not read from the beginning.
+behind, need not read from the beginning; and with each change what was before it, so that a catalog can be taken back.
 """
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from service.catalog.change import ItemChange, LoggedChange, Sid
+from service.catalog.change import Before, ItemChange, LoggedChange, Sid
+from service.errors import CatalogMoved
 
 START: Final = "0-0"
 """Position before the first change."""
@@ -49,11 +50,35 @@ class LogTail:
     """Whether there was more to read already."""
 
 
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """What takes the catalog back to a position."""
+
+    befores: Sequence[Before]
+    """One per item that was changed since."""
+    position: str
+    """Of the last change that this undoes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """Changes that came at once."""
+
+    position: str
+    written_s: float
+    """Unix time."""
+    num_changes: int
+
+
 class CatalogLog(Protocol):
     """Where changes are put in order. CatalogUnavailable from any method: it did not answer."""
 
-    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
-        """Appends the changes at once, but for those whose sid is taken."""
+    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
+        """Appends the changes at once, but for those whose sid is taken.
+
+        Raises:
+            CatalogMoved: the last change is not the one at `after`; nothing was written.
+        """
         ...
 
     async def state(self) -> LogState:
@@ -64,24 +89,41 @@ class CatalogLog(Protocol):
         """What came after a position that this log gave; None: it is too long ago, ask for the state."""
         ...
 
+    async def undo(self, position: str) -> Undo | None:
+        """What undoes everything after a position; None: what came after it is no longer there."""
+        ...
+
+    async def newest(self, count: int) -> list[LogEntry]:
+        """The newest entries, newest first."""
+        ...
+
     async def close(self) -> None:
         """Lets go of connections."""
         ...
+
+
+class _Entry(NamedTuple):
+    number: int
+    written_s: float
+    changes: Sequence[LoggedChange]
+    befores: Sequence[Before]
 
 
 class MemoryCatalogLog:
     """A log that ends with the process."""
 
     def __init__(self, max_entries: int = 10_000) -> None:
-        self._entries: deque[tuple[int, float, Sequence[LoggedChange]]] = deque(maxlen=max_entries)
+        self._entries: deque[_Entry] = deque(maxlen=max_entries)
         self._state: dict[str, ItemChange] = {}
         self._sid_of: dict[str, Sid] = {}
         self._owner_of: dict[Sid, str] = {}
         self._num_entries = 0
 
-    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
+    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
         """See CatalogLog."""
-        outcomes, kept = [], []
+        if after is not None and after != self._position():
+            raise CatalogMoved(f"the catalog's log does not end at {after}")
+        outcomes, kept, befores = [], [], []
         for logged in changes:
             item_id, sid = logged.change.item_id, logged.sid
             if sid is not None:
@@ -91,28 +133,71 @@ class MemoryCatalogLog:
                     continue
                 self._sid_of[item_id] = sid
             before = self._state.get(item_id)
-            after = logged.change if before is None else replace(before, **logged.change.members())
-            self._state[item_id] = after
-            kept.append(LoggedChange(logged.change if sid is None else after, sid))
+            befores.append(_before(before, logged.change))
+            after_it = logged.change if before is None else replace(before, **logged.change.members())
+            self._state[item_id] = after_it
+            kept.append(LoggedChange(logged.change if sid is None else after_it, sid))
             outcomes.append(Submitted(stored=True, sid=sid))
         if kept:
             self._num_entries += 1
-            self._entries.append((self._num_entries, time.time(), kept))
+            self._entries.append(_Entry(self._num_entries, time.time(), kept, befores))
         return outcomes
 
     async def state(self) -> LogState:
         """See CatalogLog."""
         changes = [LoggedChange(change, self._sid_of.get(item_id)) for item_id, change in self._state.items()]
-        return LogState(changes, f"{self._num_entries}-0")
+        return LogState(changes, self._position())
 
     async def since(self, position: str) -> LogTail | None:
         """See CatalogLog."""
-        seen = int(position.partition("-")[0])
-        if not self._num_entries - len(self._entries) <= seen <= self._num_entries:
+        if (missed := self._after(position)) is None:
             return None
-        missed = [(at_s, changes) for number, at_s, changes in self._entries if number > seen]
-        changes = [change for _, changes in missed for change in changes]
-        return LogTail(changes, f"{self._num_entries}-0", missed[0][0] if missed else None)
+        changes = [change for entry in missed for change in entry.changes]
+        return LogTail(changes, self._position(), missed[0].written_s if missed else None)
+
+    async def undo(self, position: str) -> Undo | None:
+        """See CatalogLog."""
+        if position == START:
+            return undo_everything(await self.state())
+        if (missed := self._after(position)) is None:
+            return None
+        return Undo(summed_up(before for entry in missed for before in entry.befores), self._position())
+
+    async def newest(self, count: int) -> list[LogEntry]:
+        """See CatalogLog."""
+        newest = list(self._entries)[-count:][::-1]
+        return [LogEntry(f"{entry.number}-0", entry.written_s, len(entry.changes)) for entry in newest]
 
     async def close(self) -> None:
         """See CatalogLog."""
+
+    def _position(self) -> str:
+        return f"{self._num_entries}-0"
+
+    def _after(self, position: str) -> list[_Entry] | None:
+        seen = int(position.partition("-")[0])
+        if not self._num_entries - len(self._entries) <= seen <= self._num_entries:
+            return None
+        return [entry for entry in self._entries if entry.number > seen]
+
+
+def summed_up(befores: Iterable[Before]) -> list[Before]:
+    """One for each item, of those of an item the first."""
+    found: dict[str, Before] = {}
+    for before in befores:
+        item_id = before.change.item_id
+        found[item_id] = before.and_earlier(found[item_id]) if item_id in found else before
+    return list(found.values())
+
+
+def undo_everything(state: LogState) -> Undo:
+    """What takes the catalog back to the bundle's own items."""
+    befores = [Before(ItemChange(item_id=logged.change.item_id), is_new=True) for logged in state.changes]
+    return Undo(befores, state.position)
+
+
+def _before(state: ItemChange | None, change: ItemChange) -> Before:
+    if state is None:
+        return Before(ItemChange(item_id=change.item_id), is_new=True)
+    known = {name: value for name, value in state.members().items() if name in change.members()}
+    return Before(ItemChange(item_id=change.item_id, **known), frozenset(change.members().keys() - known.keys()))

@@ -2,21 +2,22 @@
 
 All keys share one hash tag, so that one script sees them on one node of a cluster:
 
-    {catalog}:log               stream: an entry per submitted batch; fields 1, 2, ...: item id, model, sid, members
+    {catalog}:log               stream: an entry per submitted batch; fields 1, 2, ...: item id, model, sid, members,
+                                and of the members that were set what they were before (`new`: the item had none)
     {catalog}:items             hash: `<item id>\\n<member>` -> JSON, the sum of all changes
     {catalog}:sid_of:<model>    hash: item id -> sid
     {catalog}:item_at:<model>   hash: sid -> item id
 
-The members of an item are fields of their own, so that a change of one is one HSET and needs no reading before writing.
+The members of an item are fields of their own, so that a change of one is one HSET.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from service.catalog.change import MEMBERS, ItemChange, LoggedChange, Sid
-from service.catalog.log import START, LogState, LogTail, Submitted
+from service.catalog.change import MEMBERS, Before, ItemChange, LoggedChange, Sid
+from service.catalog.log import START, LogEntry, LogState, LogTail, Submitted, Undo, summed_up, undo_everything
 from service.connection import ConnectionLimits, RedisConnection, Script, ScriptCall
-from service.errors import CatalogError, CatalogUnavailable
+from service.errors import CatalogError, CatalogMoved, CatalogUnavailable
 
 _TAG: Final = "{catalog}"
 _SCAN_COUNT: Final = 2000
@@ -26,12 +27,17 @@ _NUM_SCANS: Final = 3
 SUBMIT: Final = Script("""
 -- Appends changes of items as one entry of the log; a change whose sid is another item's is left out.
 -- KEYS  1 log  2 items  3 sid of each item  4 item at each sid
--- ARGV  1 entries to keep  2 model version  3 number of member names  4.. the names
+-- ARGV  1 entries to keep  2 model version  3 '' or the position that the log must end at
+--       4 number of member names  5.. the names
 --       then per change: item id, sid ('' for none), number of members, and name and JSON of each
--- Returns per change: '' stored, '!' its sid is taken, else the item's sid.
-local num_names = tonumber(ARGV[3])
+-- Returns per change: '' stored, '!' its sid is taken, else the item's sid; 'moved' alone: nothing was written.
+if ARGV[3] ~= '' then
+  local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+  if (newest[1] and newest[1][1] or '0-0') ~= ARGV[3] then return {'moved'} end
+end
+local num_names = tonumber(ARGV[4])
 local names = {}
-for i = 1, num_names do names[i] = ARGV[3 + i] end
+for i = 1, num_names do names[i] = ARGV[4 + i] end
 
 local function object_of(members)
   local parts = {}
@@ -39,20 +45,18 @@ local function object_of(members)
   return '{' .. table.concat(parts, ',') .. '}'
 end
 
+-- Name -> JSON of every member that is known of the item.
 local function everything(item)
-  local asked, members = {}, {}
+  local asked, known = {}, {}
   for i, name in ipairs(names) do asked[i] = item .. '\\n' .. name end
   for i, value in ipairs(redis.call('HMGET', KEYS[2], unpack(asked))) do
-    if value then
-      members[#members + 1] = names[i]
-      members[#members + 1] = value
-    end
+    if value then known[names[i]] = value end
   end
-  return members
+  return known
 end
 
 local answers, entry = {}, {}
-local at = 4 + num_names
+local at = 5 + num_names
 while at <= #ARGV do
   local item, sid, num_members = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local free = true
@@ -70,16 +74,30 @@ while at <= #ARGV do
     end
   end
   if free then
-    local members = {}
+    local known = everything(item)
+    local members, before = {}, {}
+    local before_text = next(known) and '' or 'new'
     for i = at + 3, at + 2 + 2 * num_members, 2 do
       redis.call('HSET', KEYS[2], item .. '\\n' .. ARGV[i], ARGV[i + 1])
       members[#members + 1] = ARGV[i]
       members[#members + 1] = ARGV[i + 1]
+      before[#before + 1] = ARGV[i]
+      before[#before + 1] = known[ARGV[i]] or 'null'
+      known[ARGV[i]] = ARGV[i + 1]
     end
+    if before_text == '' then before_text = object_of(before) end
     -- A new place is read by replicas that know nothing of the item yet.
-    if sid ~= '' then members = everything(item) end
+    if sid ~= '' then
+      members = {}
+      for _, name in ipairs(names) do
+        if known[name] then
+          members[#members + 1] = name
+          members[#members + 1] = known[name]
+        end
+      end
+    end
     entry[#entry + 1] = #entry / 2 + 1
-    entry[#entry + 1] = table.concat({item, ARGV[2], sid, object_of(members)}, '\\n')
+    entry[#entry + 1] = table.concat({item, ARGV[2], sid, object_of(members), before_text}, '\\n')
   end
   answers[#answers + 1] = free and sid or '!'
   at = at + 3 + 2 * num_members
@@ -103,9 +121,15 @@ class RedisCatalogLog:
         self._log, self._items = f"{_TAG}:log", f"{_TAG}:items"
         self._sid_of, self._item_at = f"{_TAG}:sid_of:{model_version}", f"{_TAG}:item_at:{model_version}"
 
-    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
+    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
         """See CatalogLog. Not tried again after a lost connection: by then another may have changed the same items."""
-        arguments: list[str | bytes | int] = [self._max_entries, self._model_version, len(MEMBERS), *MEMBERS]
+        arguments: list[str | bytes | int] = [
+            self._max_entries,
+            self._model_version,
+            after or "",
+            len(MEMBERS),
+            *MEMBERS,
+        ]
         for logged in changes:
             members = logged.change.encoded()
             arguments += [logged.change.item_id, _sid_text(logged.sid), len(members)]
@@ -113,6 +137,8 @@ class RedisCatalogLog:
                 arguments += [name, value]
         call = ScriptCall(SUBMIT, [self._log, self._items, self._sid_of, self._item_at], arguments)
         [answers] = await self._connection.scripts([call], may_retry=False)
+        if answers == [b"moved"]:
+            raise CatalogMoved(f"the catalog's log at {self._connection.target} does not end at {after}")
         return [Submitted(stored=answer != b"!", sid=_sid(answer)) for answer in answers]
 
     async def state(self) -> LogState:
@@ -135,25 +161,66 @@ class RedisCatalogLog:
         """See CatalogLog."""
         if position == START:
             return LogTail((), START) if not await self._connection.command("EXISTS", self._log) else None
-        # From the position on, not after it: whether it is still there tells whether anything is missing.
-        entries = await self._connection.command("XRANGE", self._log, position, "+", "COUNT", _MAX_ENTRIES_AT_ONCE + 1)
-        if not entries or entries[0][0].decode() != position:
+        entries = await self._after(position)
+        if entries is None:
             return None
-        changes = [self._change(value) for _, fields in entries[1:] for value in _values(fields)]
-        oldest_s = int(entries[1][0].partition(b"-")[0]) / 1000 if len(entries) > 1 else None
-        return LogTail(changes, entries[-1][0].decode(), oldest_s, has_more=len(entries) > _MAX_ENTRIES_AT_ONCE)
+        changes = [self._change(value) for _, fields in entries for value in _values(fields)]
+        newest = entries[-1][0].decode() if entries else position
+        oldest_s = _written_s(entries[0][0]) if entries else None
+        return LogTail(changes, newest, oldest_s, has_more=len(entries) == _MAX_ENTRIES_AT_ONCE)
+
+    async def undo(self, position: str) -> Undo | None:
+        """See CatalogLog."""
+        if position == START:
+            return undo_everything(await self.state())
+        befores: list[Before] = []
+        while True:
+            entries = await self._after(position)
+            if entries is None:
+                return None
+            found = [self._before(value) for _, fields in entries for value in _values(fields)]
+            befores += [before for before in found if before is not None]
+            if None in found:
+                return None
+            position = entries[-1][0].decode() if entries else position
+            if len(entries) < _MAX_ENTRIES_AT_ONCE:
+                return Undo(summed_up(befores), position)
+
+    async def newest(self, count: int) -> list[LogEntry]:
+        """See CatalogLog."""
+        entries = await self._connection.command("XREVRANGE", self._log, "+", "-", "COUNT", count)
+        return [
+            LogEntry(position.decode(), _written_s(position), len(list(_values(fields))))
+            for position, fields in entries
+        ]
 
     async def close(self) -> None:
         """See CatalogLog."""
         await self._connection.close()
 
+    async def _after(self, position: str) -> list[Any] | None:
+        """Entries after a position, up to some number; None where it is not there any more."""
+        # From the position on, not after it: whether it is still there tells whether anything is missing.
+        entries = await self._connection.command("XRANGE", self._log, position, "+", "COUNT", _MAX_ENTRIES_AT_ONCE + 1)
+        return entries[1:] if entries and entries[0][0].decode() == position else None
+
     def _change(self, value: bytes) -> LoggedChange:
-        try:
-            item, model_version, sid, members = value.split(b"\n", 3)
-        except ValueError as error:
-            raise CatalogError(f"an entry of the catalog's log at {self._connection.target} is damaged") from error
+        item, model_version, sid, members, *_ = self._parts(value)
         is_ours = model_version.decode() == self._model_version
         return LoggedChange(ItemChange.decode(item.decode(), members), _sid(sid) if is_ours else None)
+
+    def _before(self, value: bytes) -> Before | None:
+        """None: the entry was written by a release that did not note it."""
+        item, _, _, _, *rest = self._parts(value)
+        if not rest:
+            return None
+        return Before.decode(item.decode(), None if rest[0] == b"new" else rest[0])
+
+    def _parts(self, value: bytes) -> list[bytes]:
+        parts = value.split(b"\n", 4)
+        if len(parts) < 4:
+            raise CatalogError(f"an entry of the catalog's log at {self._connection.target} is damaged")
+        return parts
 
     async def _scan(self, key: str) -> list[tuple[bytes, bytes]]:
         """Every field of a hash. A cursor means nothing to another server: what a failover lost is read again."""
@@ -178,6 +245,11 @@ def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
 
 def _values(fields: Any) -> Iterable[bytes]:
     return [value for _, value in _pairs(fields)]
+
+
+def _written_s(position: bytes) -> float:
+    """Unix time: the log's positions begin with it."""
+    return int(position.partition(b"-")[0]) / 1000
 
 
 def _sid_text(sid: Sid | None) -> str:

@@ -14,7 +14,7 @@ from service.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 _MERGE_SHARE: Final = 0.2
-"""Of the time, at most that much goes into new snapshots of a large catalog ..."""
+"""Of a core's time, at most that much goes into new snapshots of a large catalog ..."""
 _MAX_PAUSE_S: Final = 0.6
 """... as long as changes are still seen within a second."""
 _RETRY_S: Final = 1.0
@@ -56,6 +56,8 @@ class CatalogFollower:
         self._position: str | None = None
         self._turn = asyncio.Lock()
         self._is_lost = False
+        self._applying_s = 0.0
+        """Processor time of the last reading: on a crowded machine far less than what passed."""
         self.num_begun = 0
         """Readings to the end that have begun ..."""
         self.last_ended = 0
@@ -102,7 +104,7 @@ class CatalogFollower:
     async def run(self) -> None:
         """Follows the log until cancelled; while it does not answer, the catalog stays as it is."""
         while True:
-            started_s = time.monotonic()
+            started_s, self._applying_s = time.monotonic(), 0.0
             try:
                 found = await self.catch_up()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next reading may go well
@@ -116,8 +118,8 @@ class CatalogFollower:
             if self._is_lost:
                 _log.info("the catalog is followed again")
                 self._is_lost = False
-            took_s = time.monotonic() - started_s
-            pause_s = max(self._merge_s - took_s, took_s * (1 / _MERGE_SHARE - 1)) if found else self._poll_s
+            left_s = self._merge_s - (time.monotonic() - started_s)
+            pause_s = max(left_s, self._applying_s * (1 / _MERGE_SHARE - 1)) if found else self._poll_s
             await asyncio.sleep(min(pause_s, _MAX_PAUSE_S))
 
     async def _start_over(self) -> bool:
@@ -129,8 +131,15 @@ class CatalogFollower:
     async def _apply(
         self, put: Callable[[Sequence[LoggedChange], str], Applied], changes: Sequence[LoggedChange], position: str
     ) -> None:
+        def timed() -> Applied:
+            started_s = time.thread_time()
+            try:
+                return put(changes, position)
+            finally:
+                self._applying_s += time.thread_time() - started_s
+
         with self._metrics.catalog_merge_seconds.time():
-            applied = await asyncio.to_thread(put, changes, position)
+            applied = await asyncio.to_thread(timed)
         self._metrics.catalog_applied.inc(applied.num_applied)
         self._metrics.catalog_left_out.inc(applied.num_without_room)
         if applied.unplaced and self.adopt is not None:

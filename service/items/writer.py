@@ -15,8 +15,9 @@ from typing import Final, Literal
 
 from service.catalog import CatalogLog, CatalogSnapshot, ItemChange, LiveCatalog, LoggedChange
 from service.catalog.change import Sid
+from service.catalog.log import LogEntry
 from service.catalog.sids import FreeSids
-from service.errors import CatalogUnavailable
+from service.errors import CatalogMoved, CatalogUnavailable
 from service.items.follower import CatalogFollower
 from service.metrics import Metrics
 
@@ -86,6 +87,39 @@ class ItemWriter:
         self._unseen = {item_id: number for item_id, number in self._unseen.items() if not self._is_seen(number)}
         self._unseen.update((change.item_id, self._follower.num_begun) for change in changes)
         return outcomes
+
+    async def roll_back(self, position: str) -> int | None:
+        """Takes the catalog back to a position of its log; how many items changed by it.
+
+        A rollback is a change like any other: it stands in the log after those that it undoes, every replica follows
+        it, and it can be undone. Items added since are removed. None: the log no longer holds what came since.
+
+        Raises:
+            CatalogUnavailable: the log did not answer, or others changed the catalog all the time.
+        """
+        for _ in range(_NUM_TRIES):
+            undo = await self._log.undo(position)
+            if undo is None:
+                return None
+            changes = [LoggedChange(self._live.as_before(before)) for before in undo.befores]
+            try:
+                for start in range(0, len(changes), _MAX_AT_ONCE):
+                    part = changes[start : start + _MAX_AT_ONCE]
+                    await self._log.submit(part, after=undo.position if start == 0 else None)
+            except CatalogMoved:
+                continue
+            await self._follower.catch_up()
+            self._metrics.item_changes.labels("rolled_back").inc(len(changes))
+            return len(changes)
+        raise CatalogUnavailable(f"the catalog was changed {_NUM_TRIES} times while it was to be rolled back")
+
+    async def newest(self, count: int) -> list[LogEntry]:
+        """The newest entries of the log, newest first.
+
+        Raises:
+            CatalogUnavailable: it did not answer.
+        """
+        return await self._log.newest(count)
 
     async def settle(self, item_id: str) -> None:
         """Returns when this replica's own changes of the item are in service here.

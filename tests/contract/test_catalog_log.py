@@ -1,6 +1,7 @@
 """What every catalog log must do: in this process, in one Redis, and in a Redis Cluster."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 import redis
 
 from service.catalog import CatalogLog, ItemChange, LoggedChange, MemoryCatalogLog
-from service.catalog.log import Submitted
+from service.catalog.change import Before
+from service.catalog.log import START, Submitted, Undo
 from service.catalog.redis_log import RedisCatalogLog
 from service.connection import ConnectionLimits
-from service.errors import CatalogError, CatalogUnavailable
+from service.errors import CatalogError, CatalogMoved, CatalogUnavailable
 
 # A busy machine is not what these tests are about.
 PATIENT = ConnectionLimits(connect_timeout_ms=20_000, read_timeout_ms=20_000)
@@ -111,6 +113,81 @@ async def test_the_state_is_the_sum_of_all_changes(log: CatalogLog) -> None:
     }
 
 
+async def test_what_was_before_a_position_can_be_had_back(log: CatalogLog) -> None:
+    """Of each member that was set since, the value at the position, or that the log knew none."""
+    await log.submit([LoggedChange(named("a", title="t", tags=("x",)), (1, 2)), LoggedChange(named("b", group="g"))])
+    at = (await log.state()).position
+    await log.submit(
+        [LoggedChange(named("a", title="u", available=False)), LoggedChange(named("c", title="c"), (1, 3))]
+    )
+    await log.submit([LoggedChange(named("a", title="v", tags=())), LoggedChange(named("c", title="d", text="!"))])
+    await log.submit([LoggedChange(named("b", removed=True))])
+    end = (await log.state()).position
+    undo = await log.undo(at)
+    assert undo is not None
+    assert undo.position == end
+    assert {before.change.item_id: before for before in undo.befores} == {
+        "a": Before(named("a", title="t", tags=("x",)), frozenset({"available"})),
+        "b": Before(named("b"), frozenset({"removed"})),
+        "c": Before(named("c"), is_new=True),
+    }
+    assert await log.undo(end) == Undo([], end)
+    everything = await log.undo(START)
+    assert everything is not None
+    assert everything.position == end
+    assert {before.change.item_id: before.is_new for before in everything.befores} == dict.fromkeys("abc", True)
+
+
+async def test_a_change_may_be_bound_to_the_end_of_the_log(log: CatalogLog) -> None:
+    await log.submit([LoggedChange(named("a", title="1"))], after=START)
+    end = (await log.state()).position
+    with pytest.raises(CatalogMoved, match="does not end at"):
+        await log.submit([LoggedChange(named("a", title="2"))], after=START)
+    assert (await log.state()).position == end
+    await log.submit([LoggedChange(named("a", title="2"), (1, 1))], after=end)
+    assert [logged.change.title for logged in (await log.state()).changes] == ["2"]
+
+
+async def test_the_newest_entries_are_listed(log: CatalogLog) -> None:
+    assert await log.newest(5) == []
+    positions = [(await log.state()).position]
+    for number in range(4):
+        await log.submit([LoggedChange(named(f"{number}-{place}")) for place in range(number + 1)])
+        positions.append((await log.state()).position)
+    newest = await log.newest(3)
+    assert [(entry.position, entry.num_changes) for entry in newest] == [
+        (positions[4], 4), (positions[3], 3), (positions[2], 2),
+    ]  # fmt: skip
+    assert all(abs(entry.written_s - time.time()) < 60 for entry in newest)
+
+
+async def test_undoing_many_entries_reads_all_of_them(log: CatalogLog) -> None:
+    await log.submit([LoggedChange(named("a", title="before"))])
+    at = (await log.state()).position
+    for number in range(450):
+        await log.submit([LoggedChange(named("a", title=str(number))), LoggedChange(named(f"b{number}", text="x"))])
+    undo = await log.undo(at)
+    assert undo is not None
+    assert len(undo.befores) == 451
+    assert undo.befores[0] == Before(named("a", title="before"))
+
+
+async def test_what_is_no_longer_there_cannot_be_undone(backend: Backend) -> None:
+    log = backend.open(max_entries=100)
+    await log.submit([LoggedChange(named("a", title="0"))])
+    begin = (await log.state()).position
+    for number in range(400):
+        await log.submit([LoggedChange(named("b", title=str(number)))])
+    assert await log.undo(begin) is None
+    newest = (await log.newest(50))[-1]
+    undo = await log.undo(newest.position)
+    assert undo is not None
+    assert undo.befores == [Before(named("b", title="350"))]
+    everything = await log.undo(START)
+    assert everything is not None
+    assert len(everything.befores) == 2
+
+
 async def test_a_sid_is_given_away_once(log: CatalogLog) -> None:
     assert await log.submit([LoggedChange(named("a", title="a"), (1, 2))]) == [Submitted(stored=True, sid=(1, 2))]
     taken, own, free = await log.submit(
@@ -195,6 +272,21 @@ async def test_a_sid_belongs_to_a_model(redis_url: str, closing: Callable[[Any],
     assert seen_by_old is not None
     assert list(seen_by_new.changes) == [LoggedChange(named("a", title="t"), (1, 2))]
     assert list(seen_by_old.changes) == [LoggedChange(named("a", title="t"), None)]
+
+
+async def test_entries_that_do_not_say_what_was_before_them_cannot_be_undone(
+    redis_url: str, closing: Callable[[Any], Any]
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        log = closing(RedisCatalogLog(redis_url, "m1", PATIENT))
+        await log.submit([LoggedChange(named("a", title="t"))])
+        at = (await log.state()).position
+        client.xadd("{catalog}:log", {"1": b'a\nm1\n\n{"title":"u"}'})
+    tail = await log.since(at)
+    assert tail is not None
+    assert list(tail.changes) == [LoggedChange(named("a", title="u"))]
+    assert await log.undo(at) is None
 
 
 async def test_a_log_that_is_emptied_is_a_log_that_was_missed(redis_url: str, closing: Callable[[Any], Any]) -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from live_http import fake_settings, live_client
 
-from service.api.answers import CatalogItemAnswer, ItemsAnswer
+from service.api.answers import CatalogAnswer, CatalogItemAnswer, ItemsAnswer, RollbackAnswer
 from service.history.embedded import EmbeddedRedis
 from service.inference.fake_runner import FakeRunner, fake_manifest
 from service.settings import LimitSettings
@@ -195,6 +195,68 @@ def test_replicas_follow_each_other_and_a_restart_remembers(redis: EmbeddedRedis
         assert back.get("/v1/items/item-5").status_code == 404
         assert back.get("/v1/items/shared").json()["sid"] == place
         assert slate(back, filter=FRESH) == ["shared"]
+
+
+def test_a_wrong_bulk_is_taken_back_on_every_replica(redis: EmbeddedRedis) -> None:
+    url = redis.start()
+    with live_client(fake_settings(url)) as here, live_client(fake_settings(url)) as there:
+        change(here, {"item_id": "good", "title": "good", "tags": ["fresh"]})
+        soon(lambda: slate(there, filter=FRESH) == ["good"])
+        listed = CatalogAnswer.model_validate_json(there.get("/v1/catalog").content)
+        assert (listed.num_items, listed.num_shown, len(listed.versions)) == (1001, 1001, 1)
+        right = listed.versions[0].catalog_version
+        wrong = [{"item_id": f"item-{number}", "removed": True, "tags": []} for number in range(40)]
+        change(
+            here, *wrong, {"item_id": "good", "tags": ["spoiled"]}, {"item_id": "bad", "title": "b", "tags": ["fresh"]}
+        )
+        soon(lambda: slate(there, filter=FRESH) == ["bad"])
+        soon(lambda: there.get("/v1/catalog").json()["num_shown"] == 962)
+        answer = there.post("/v1/catalog/rollback", json={"catalog_version": right})
+        assert answer.status_code == 200, answer.text
+        assert RollbackAnswer.model_validate_json(answer.content).num_changes == 42
+        assert slate(there, filter=FRESH) == ["good"], "at once, where it was asked for"
+        soon(lambda: slate(here, filter=FRESH) == ["good"])
+        assert here.get("/v1/items/item-7").json()["tags"] == there.get("/v1/items/item-7").json()["tags"] != []
+        assert here.get("/v1/items/bad").status_code == 404
+        versions = here.get("/v1/catalog?limit=3").json()["versions"]
+        # Of a bulk what is new comes first, by itself.
+        assert [version["num_changes"] for version in versions] == [42, 41, 1]
+        assert versions[0]["catalog_version"] == answer.json()["catalog_version"]
+        # The rollback itself is undone in the same way; and the bundle's own items are always there.
+        assert (
+            here.post("/v1/catalog/rollback", json={"catalog_version": versions[1]["catalog_version"]}).status_code
+            == 200
+        )
+        soon(lambda: slate(there, filter=FRESH) == ["bad"])
+        here.post("/v1/catalog/rollback", json={"catalog_version": listed.bundle_version})
+        soon(lambda: there.get("/v1/catalog").json()["num_shown"] == 1000)
+        assert slate(there, filter=FRESH) == []
+    with live_client(fake_settings(url)) as back:
+        assert back.get("/v1/catalog").json()["num_shown"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "why"),
+    [
+        ("nonsense", 409, "is none of this bundle's"),
+        ("{base}.x", 409, "is none of this bundle's"),
+        ("other.1-0", 409, "is none of this bundle's"),
+        ("{base}.999999-0", 409, "is too long ago"),
+        ("", 422, "at least 1 character"),
+        (None, 422, "valid string"),
+    ],
+)
+def test_a_version_that_is_not_there_is_a_problem(
+    memory: httpx.Client, version: str | None, status: int, why: str
+) -> None:
+    listed = memory.get("/v1/catalog").json()
+    asked = None if version is None else version.format(base=listed["bundle_version"])
+    answer = memory.post("/v1/catalog/rollback", json={"catalog_version": asked})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert why in answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/catalog_version"
+    assert memory.get("/v1/catalog").json() == listed
 
 
 def test_two_replicas_never_give_one_place_to_two_items(redis: EmbeddedRedis) -> None:

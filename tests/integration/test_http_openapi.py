@@ -79,6 +79,8 @@ def test_every_operation_declares_its_problems(schema: dict[str, Any]) -> None:
         ("/v1/users/{user_id}/history", "get"): ["200", "422", "500", "503"],
         ("/v1/users/{user_id}/history", "delete"): ["204", "422", "500", "503"],
         ("/v1/items", "post"): ["200", "400", "413", "415", "422", "500", "503"],
+        ("/v1/catalog", "get"): ["200", "422", "500", "503"],
+        ("/v1/catalog/rollback", "post"): ["200", "400", "409", "413", "415", "422", "500", "503"],
         ("/v1/items/{item_id}", "get"): ["200", "404", "422", "500", "503"],
         ("/v1/items/{item_id}", "put"): ["200", "400", "409", "413", "415", "422", "500", "503"],
         ("/v1/items/{item_id}", "delete"): ["204", "422", "500", "503"],

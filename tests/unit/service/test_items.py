@@ -38,11 +38,11 @@ class Faulty(MemoryCatalogLog):
 
     num_failures = 0
 
-    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
+    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
         if self.num_failures:
             self.num_failures -= 1
             raise CatalogUnavailable("gone")
-        return await super().submit(changes)
+        return await super().submit(changes, after=after)
 
 
 class Kit:
@@ -162,3 +162,92 @@ async def test_two_new_items_in_a_full_node_leave_one_out_and_say_so(caplog: pyt
     assert (live.snapshot.row_of("c") is None) != (live.snapshot.row_of("d") is None)
     assert live.snapshot.items[live.snapshot.row_of("a") or 0].title == "new"
     assert "left out" in caplog.text
+
+
+def held(snapshot: CatalogSnapshot) -> dict[str, tuple[Item, tuple[int, ...]]]:
+    """What a catalog holds, by id: the item and its place."""
+    rows = zip(snapshot.items, snapshot.sids_NL.tolist(), strict=True)
+    return {item.item_id: (item, tuple(sid)) for item, sid in rows if not item.removed}
+
+
+def drawn_change(rng: np.random.Generator) -> ItemChange:
+    """Of one of the bundle's items or of one that may be new, some members, perhaps none."""
+    item_id = f"item-{rng.integers(6)}" if rng.random() < 0.5 else f"new-{rng.integers(6)}"
+    members = {
+        "title": f"title {rng.integers(9)}", "text": f"text {rng.integers(9)}", "tags": (f"t{rng.integers(3)}",),
+        "group": f"g{rng.integers(3)}", "available": bool(rng.integers(2)), "removed": bool(rng.integers(2)),
+        "embedding": tuple(rng.normal(size=8).tolist()),
+    }  # fmt: skip
+    kept = {name: value for name, value in members.items() if rng.random() < 0.4}
+    return ItemChange(item_id=item_id, **kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_a_catalog_goes_back_to_any_version_and_forth_again(seed: int) -> None:
+    """Against what it held then; a replica that starts afterwards sees the same."""
+    kit, rng = Kit(), np.random.default_rng(seed)
+    positions, states = ["0-0"], [held(kit.live.snapshot)]
+
+    async def note() -> None:
+        await kit.follower.catch_up()
+        positions.append((await kit.log.newest(1))[0].position)
+        states.append(held(kit.live.snapshot))
+
+    for _ in range(6):
+        await kit.writer.write([FIRST, *(drawn_change(rng) for _ in range(rng.integers(1, 6)))])
+        await note()
+    for _ in range(4):
+        place = int(rng.integers(len(positions)))
+        assert await kit.writer.roll_back(positions[place]) is not None
+        await note()
+        assert states[-1] == states[place]
+        if rng.random() < 0.5:
+            await kit.writer.write([drawn_change(rng)])
+            await note()
+    other = Kit(kit.log)
+    await other.follower.catch_up()
+    assert held(other.live.snapshot) == states[-1]
+    assert other.live.snapshot.version == kit.live.snapshot.version
+
+
+async def test_a_rollback_takes_in_what_comes_while_it_is_prepared() -> None:
+    """And never writes half of itself: the first part is bound to the log's end, the others follow it."""
+
+    class Busy(MemoryCatalogLog):
+        num_before = 2
+
+        async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
+            if after is not None and self.num_before:
+                self.num_before -= 1
+                await super().submit([LoggedChange(ItemChange(item_id=f"item-{self.num_before}", title="late"))])
+            return await super().submit(changes, after=after)
+
+    kit = Kit(Busy())
+    await kit.writer.write([ItemChange(item_id="item-9", title="u")])
+    assert await kit.writer.roll_back("0-0") == 3
+    assert all(item.title == "" for item in kit.live.snapshot.items)
+    assert await kit.writer.roll_back("1-0") == 3
+    titles = {item.item_id: item.title for item in kit.live.snapshot.items if item.title}
+    assert titles == {"item-9": "u"}
+
+
+async def test_a_rollback_of_thousands_comes_in_parts() -> None:
+    kit = Kit()
+    before = held(kit.live.snapshot)
+    changes = [ItemChange(item_id=f"new-{number}", title="t") for number in range(1500)]
+    assert set(await kit.status(*changes)) == {"added"}
+    await kit.follower.catch_up()
+    assert len(held(kit.live.snapshot)) == 1520
+    assert await kit.writer.roll_back("0-0") == 1500
+    assert held(kit.live.snapshot) == before
+    assert [entry.num_changes for entry in await kit.log.newest(2)] == [500, 1000]
+
+
+async def test_what_the_log_no_longer_holds_is_not_gone_back_to() -> None:
+    kit = Kit(MemoryCatalogLog(max_entries=3))
+    for number in range(6):
+        await kit.writer.write([ItemChange(item_id="item-1", title=str(number))])
+    assert await kit.writer.roll_back("2-0") is None
+    assert await kit.writer.roll_back("99-0") is None
+    assert await kit.writer.roll_back("3-0") == 1
+    assert kit.live.snapshot.items[1].title == "2"

@@ -1,0 +1,67 @@
+"""`/v1/catalog`: which catalog is in service, those before it, and the way back."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.api.answers import CatalogAnswer, RollbackAnswer
+from service.api.body import read_json
+from service.api.openapi import json_body, problems
+from service.api.replies import json_response
+from service.api.requests import RollbackBody
+from service.api.serving import serving_of
+from service.problems import UNKNOWN_VERSION, FieldError, Problem, ProblemError
+
+router = APIRouter(tags=["items"])
+_MAX_VERSIONS: Final = 1000
+
+
+@router.get("/v1/catalog", response_model=CatalogAnswer, responses=problems(422, 503))
+async def read_catalog(
+    request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_VERSIONS, description="Versions to list.")] = 20
+) -> Response:
+    """The catalog in service and its newest versions; any of them can be gone back to."""
+    serving = serving_of(request)
+    entries = await serving.items.newest(limit)
+    snapshot = serving.catalog()
+    versions = [
+        {
+            "catalog_version": serving.live.version_at(entry.position),
+            "changed_at": entry.written_s,
+            "num_changes": entry.num_changes,
+        }
+        for entry in entries
+    ]
+    return json_response(
+        {
+            "catalog_version": snapshot.version,
+            "bundle_version": serving.live.base_version,
+            "num_items": snapshot.num_items,
+            "num_shown": int(snapshot.shown_N.sum()),
+            "versions": versions,
+        }
+    )
+
+
+@router.post(
+    "/v1/catalog/rollback",
+    response_model=RollbackAnswer,
+    responses=problems(400, 409, 413, 415, 422, 503),
+    openapi_extra=json_body(RollbackBody),
+)
+async def roll_back(request: Request) -> Response:
+    """Makes every item what it was in an earlier version, on every replica; items that came since are removed.
+
+    It is a change like any other: a new version, which can be gone back from in the same way. Above a thousand items it
+    comes in several steps. 503: ask again, it does no harm.
+    """
+    serving = serving_of(request)
+    body = await read_json(request, RollbackBody)
+    position = serving.live.position_of(body.catalog_version)
+    num_changes = None if position is None else await serving.items.roll_back(position)
+    if num_changes is None:
+        why = "is none of this bundle's" if position is None else "is too long ago: the log no longer holds it"
+        detail = f"catalog version {body.catalog_version!r} {why}"
+        raise ProblemError(Problem(UNKNOWN_VERSION, detail, [FieldError("/catalog_version", detail)]))
+    return json_response({"catalog_version": serving.catalog().version, "num_changes": num_changes})
