@@ -53,15 +53,16 @@ async def read_catalog(
 async def roll_back(request: Request) -> Response:
     """Makes every item what it was in an earlier version, on every replica; items that came since are removed.
 
-    It is a change like any other: a new version, which can be gone back from in the same way. Above a thousand items it
-    comes in several steps. 503: ask again, it does no harm.
+    It is a change like any other: a new version, which can be gone back from in the same way. What it restores stays as
+    it is under later bundles, too. Above a thousand items it comes in several steps. 503: ask again, it does no harm.
     """
     serving = serving_of(request)
     body = await read_json(request, RollbackBody)
     position = serving.live.position_of(body.catalog_version)
-    num_changes = None if position is None else await serving.items.roll_back(position)
-    if num_changes is None:
-        why = "is none of this bundle's" if position is None else "is too long ago: the log no longer holds it"
+    done = None if position is None else await serving.items.roll_back(position)
+    if done is None:
+        why = "is none of this bundle's" if position is None else "is unknown: the log does not hold what came since"
         detail = f"catalog version {body.catalog_version!r} {why}"
         raise ProblemError(Problem(UNKNOWN_VERSION, detail, [FieldError("/catalog_version", detail)]))
-    return json_response({"catalog_version": serving.catalog().version, "num_changes": num_changes})
+    answer = {"catalog_version": serving.live.version_at(done.position), "num_changes": done.num_changes}
+    return json_response(answer)

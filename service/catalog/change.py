@@ -1,5 +1,6 @@
 """What a change says of one item, and the form in which the catalog's log holds it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -52,16 +53,37 @@ class ItemChange:
         Raises:
             CatalogError: it is none; the log was written by something else.
         """
+        return cls.of(item_id, _object(item_id, members))
+
+    @classmethod
+    def of(cls, item_id: str, members: Mapping[str, Any]) -> "ItemChange":
+        """From members as JSON gives them.
+
+        Raises:
+            CatalogError: there are no such members.
+        """
         try:
-            found = orjson.loads(members)
-            for name in ("tags", "embedding"):
-                if found.get(name) is not None:
-                    found[name] = tuple(found[name])
-            return cls(item_id=item_id, **found)
-        except (orjson.JSONDecodeError, TypeError) as error:
-            raise CatalogError(f"the catalog's log says of {item_id!r} what cannot be read: {error}") from error
+            tuples = {name: tuple(members[name]) for name in ("tags", "embedding") if name in members}
+            return cls(item_id=item_id, **{**members, **tuples})
+        except TypeError as error:
+            raise _unreadable(item_id, error) from error
 
 
+def _object(item_id: str, text: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(item_id, error) from error
+    if not isinstance(found, dict):
+        raise _unreadable(item_id, f"{type(found).__name__} instead of an object")
+    return found
+
+
+def _unreadable(item_id: str, why: object) -> CatalogError:
+    return CatalogError(f"the catalog's log says of {item_id!r} what cannot be read: {why}")
+
+
+_NEW: Final = b"new"
 MEMBERS: Final = tuple(field.name for field in fields(ItemChange) if field.name != "item_id")
 """Names of what a change may say."""
 
@@ -78,25 +100,27 @@ class Before:
     """The log knew nothing of the item at all: it was as in the bundle, or was not there."""
 
     @classmethod
-    def decode(cls, item_id: str, members: bytes | None) -> "Before":
-        """From one JSON object of members, null where the log knew nothing of one; None: it knew nothing of the item.
+    def decode(cls, item_id: str, members: bytes) -> "Before":
+        """From one JSON object of the members that were set, null where the log knew nothing of one.
+
+        `new` stands before it where the log knew nothing of the item.
 
         Raises:
             CatalogError: it is none; the log was written by something else.
         """
-        if members is None:
-            return cls(ItemChange(item_id=item_id), is_new=True)
-        change = ItemChange.decode(item_id, members)
-        return cls(change, frozenset(orjson.loads(members).keys() - change.members().keys()))
+        is_new = members.startswith(_NEW)
+        found = _object(item_id, members.removeprefix(_NEW))
+        known = {name: value for name, value in found.items() if value is not None}
+        return cls(ItemChange.of(item_id, known), frozenset(found.keys() - known.keys()), is_new)
 
     def and_earlier(self, earlier: "Before") -> "Before":
         """What was before two changes of one item."""
+        mine, before = self.change.members(), earlier.change.members()
         if earlier.is_new:
-            return earlier
-        known = earlier.change.members()
-        members = {name: value for name, value in self.change.members().items() if name not in earlier.unset} | known
-        change = ItemChange(item_id=self.change.item_id, **members)
-        return Before(change, earlier.unset | (self.unset - known.keys()))
+            return replace(earlier, unset=earlier.unset | self.unset | mine.keys())
+        members = {name: value for name, value in mine.items() if name not in earlier.unset} | before
+        unset = earlier.unset | (self.unset - before.keys())
+        return Before(ItemChange(item_id=self.change.item_id, **members), unset)
 
 
 @dataclass(frozen=True, slots=True)

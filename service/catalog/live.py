@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from service.catalog.change import MEMBERS, Before, ItemChange, LoggedChange, Sid
+from service.catalog.change import Before, ItemChange, LoggedChange, Sid
 from service.catalog.encoding import NewItemEncoder
 from service.catalog.log import START
 from service.catalog.snapshot import CatalogSnapshot, NewItems
@@ -85,9 +85,8 @@ class LiveCatalog:
         row = self._base.row_of(item_id)
         if row is None and before.is_new:
             return ItemChange(item_id=item_id, removed=True)
-        unset = MEMBERS if before.is_new else before.unset
         item = Item(item_id=item_id) if row is None else self._base.items[row]
-        members: dict[str, Any] = {name: () if name == "embedding" else getattr(item, name) for name in unset}
+        members: dict[str, Any] = {name: () if name == "embedding" else getattr(item, name) for name in before.unset}
         return ItemChange(item_id=item_id, **members | before.change.members())
 
     def _put(self, start: CatalogSnapshot, changes: Sequence[LoggedChange], position: str) -> Applied:

@@ -2,7 +2,7 @@
 
 A sid belongs to (model version, item). Whoever brings a new item names the place that it found; the log gives it away
 once. What a log holds beside its order is the sum of all changes, so that a reader that starts, or has fallen too far
-behind, need not read from the beginning; and with each change what was before it, so that a catalog can be taken back.
+behind, need not read from the beginning; and of each change what was before it, so that a catalog can be taken back.
 """
 
 import time
@@ -73,11 +73,15 @@ class LogEntry:
 class CatalogLog(Protocol):
     """Where changes are put in order. CatalogUnavailable from any method: it did not answer."""
 
-    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
-        """Appends the changes at once, but for those whose sid is taken.
+    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
+        """Appends the changes at once, but for those whose sid is taken."""
+        ...
+
+    async def append(self, changes: Sequence[ItemChange], *, after: str) -> str:
+        """Appends changes of items that the log knows, right after a position; the position that they have.
 
         Raises:
-            CatalogMoved: the last change is not the one at `after`; nothing was written.
+            CatalogMoved: the last change is another one; nothing was written.
         """
         ...
 
@@ -108,6 +112,10 @@ class _Entry(NamedTuple):
     changes: Sequence[LoggedChange]
     befores: Sequence[Before]
 
+    @property
+    def position(self) -> str:
+        return f"{self.number}-0"
+
 
 class MemoryCatalogLog:
     """A log that ends with the process."""
@@ -119,10 +127,8 @@ class MemoryCatalogLog:
         self._owner_of: dict[Sid, str] = {}
         self._num_entries = 0
 
-    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
+    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
         """See CatalogLog."""
-        if after is not None and after != self._position():
-            raise CatalogMoved(f"the catalog's log does not end at {after}")
         outcomes, kept, befores = [], [], []
         for logged in changes:
             item_id, sid = logged.change.item_id, logged.sid
@@ -134,14 +140,21 @@ class MemoryCatalogLog:
                 self._sid_of[item_id] = sid
             before = self._state.get(item_id)
             befores.append(_before(before, logged.change))
-            after_it = logged.change if before is None else replace(before, **logged.change.members())
-            self._state[item_id] = after_it
-            kept.append(LoggedChange(logged.change if sid is None else after_it, sid))
+            after = logged.change if before is None else replace(before, **logged.change.members())
+            self._state[item_id] = after
+            kept.append(LoggedChange(logged.change if sid is None else after, sid))
             outcomes.append(Submitted(stored=True, sid=sid))
         if kept:
             self._num_entries += 1
             self._entries.append(_Entry(self._num_entries, time.time(), kept, befores))
         return outcomes
+
+    async def append(self, changes: Sequence[ItemChange], *, after: str) -> str:
+        """See CatalogLog."""
+        if after != self._position():
+            raise CatalogMoved(f"the catalog's log does not end at {after}")
+        await self.submit([LoggedChange(change) for change in changes])
+        return self._position()
 
     async def state(self) -> LogState:
         """See CatalogLog."""
@@ -161,12 +174,14 @@ class MemoryCatalogLog:
             return undo_everything(await self.state())
         if (missed := self._after(position)) is None:
             return None
-        return Undo(summed_up(before for entry in missed for before in entry.befores), self._position())
+        found: dict[str, Before] = {}
+        sum_up(found, (before for entry in missed for before in entry.befores))
+        return Undo(list(found.values()), self._position())
 
     async def newest(self, count: int) -> list[LogEntry]:
         """See CatalogLog."""
         newest = list(self._entries)[-count:][::-1]
-        return [LogEntry(f"{entry.number}-0", entry.written_s, len(entry.changes)) for entry in newest]
+        return [LogEntry(entry.position, entry.written_s, len(entry.changes)) for entry in newest]
 
     async def close(self) -> None:
         """See CatalogLog."""
@@ -175,29 +190,26 @@ class MemoryCatalogLog:
         return f"{self._num_entries}-0"
 
     def _after(self, position: str) -> list[_Entry] | None:
-        seen = int(position.partition("-")[0])
-        if not self._num_entries - len(self._entries) <= seen <= self._num_entries:
+        oldest = self._num_entries - len(self._entries)
+        if position not in (f"{oldest}-0", *(entry.position for entry in self._entries)):
             return None
-        return [entry for entry in self._entries if entry.number > seen]
+        return [entry for entry in self._entries if entry.number > int(position.partition("-")[0])]
 
 
-def summed_up(befores: Iterable[Before]) -> list[Before]:
-    """One for each item, of those of an item the first."""
-    found: dict[str, Before] = {}
+def sum_up(found: dict[str, Before], befores: Iterable[Before]) -> None:
+    """Adds what was before later changes to what was before earlier ones, by item."""
     for before in befores:
         item_id = before.change.item_id
         found[item_id] = before.and_earlier(found[item_id]) if item_id in found else before
-    return list(found.values())
 
 
 def undo_everything(state: LogState) -> Undo:
     """What takes the catalog back to the bundle's own items."""
-    befores = [Before(ItemChange(item_id=logged.change.item_id), is_new=True) for logged in state.changes]
-    return Undo(befores, state.position)
+    return Undo([_before(None, logged.change) for logged in state.changes], state.position)
 
 
 def _before(state: ItemChange | None, change: ItemChange) -> Before:
-    if state is None:
-        return Before(ItemChange(item_id=change.item_id), is_new=True)
-    known = {name: value for name, value in state.members().items() if name in change.members()}
-    return Before(ItemChange(item_id=change.item_id, **known), frozenset(change.members().keys() - known.keys()))
+    known = {} if state is None else state.members()
+    known = {name: value for name, value in known.items() if name in change.members()}
+    unset = frozenset(change.members().keys() - known.keys())
+    return Before(ItemChange(item_id=change.item_id, **known), unset, is_new=state is None)

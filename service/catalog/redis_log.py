@@ -2,8 +2,10 @@
 
 All keys share one hash tag, so that one script sees them on one node of a cluster:
 
-    {catalog}:log               stream: an entry per submitted batch; fields 1, 2, ...: item id, model, sid, members,
-                                and of the members that were set what they were before (`new`: the item had none)
+    {catalog}:log               stream: an entry per submitted batch; fields 1, 2, ...: item id, model, sid, members
+    {catalog}:undo              stream: of each entry, at its position, fields 1, 2, ...: item id, and of the members
+                                that were set what they were (null: unknown; `new` before it: the item was)
+    {catalog}:entries           stream: of each entry, at its position, how many changes it has
     {catalog}:items             hash: `<item id>\\n<member>` -> JSON, the sum of all changes
     {catalog}:sid_of:<model>    hash: item id -> sid
     {catalog}:item_at:<model>   hash: sid -> item id
@@ -11,11 +13,12 @@ All keys share one hash tag, so that one script sees them on one node of a clust
 The members of an item are fields of their own, so that a change of one is one HSET.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from service.catalog.change import MEMBERS, Before, ItemChange, LoggedChange, Sid
-from service.catalog.log import START, LogEntry, LogState, LogTail, Submitted, Undo, summed_up, undo_everything
+from service.catalog.log import START, LogEntry, LogState, LogTail, Submitted, Undo, sum_up, undo_everything
 from service.connection import ConnectionLimits, RedisConnection, Script, ScriptCall
 from service.errors import CatalogError, CatalogMoved, CatalogUnavailable
 
@@ -26,11 +29,12 @@ _NUM_SCANS: Final = 3
 
 SUBMIT: Final = Script("""
 -- Appends changes of items as one entry of the log; a change whose sid is another item's is left out.
--- KEYS  1 log  2 items  3 sid of each item  4 item at each sid
+-- KEYS  1 log  2 items  3 sid of each item  4 item at each sid  5 undo  6 entries
 -- ARGV  1 entries to keep  2 model version  3 '' or the position that the log must end at
 --       4 number of member names  5.. the names
 --       then per change: item id, sid ('' for none), number of members, and name and JSON of each
--- Returns per change: '' stored, '!' its sid is taken, else the item's sid; 'moved' alone: nothing was written.
+-- Returns the position, '' where nothing was written, and per change: '' stored, '!' its sid is taken, else the
+-- item's sid; 'moved' alone: the log ends elsewhere.
 if ARGV[3] ~= '' then
   local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
   if (newest[1] and newest[1][1] or '0-0') ~= ARGV[3] then return {'moved'} end
@@ -55,7 +59,7 @@ local function everything(item)
   return known
 end
 
-local answers, entry = {}, {}
+local answers, entry, undo = {''}, {}, {}
 local at = 5 + num_names
 while at <= #ARGV do
   local item, sid, num_members = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
@@ -76,7 +80,7 @@ while at <= #ARGV do
   if free then
     local known = everything(item)
     local members, before = {}, {}
-    local before_text = next(known) and '' or 'new'
+    local newness = next(known) and '' or 'new'
     for i = at + 3, at + 2 + 2 * num_members, 2 do
       redis.call('HSET', KEYS[2], item .. '\\n' .. ARGV[i], ARGV[i + 1])
       members[#members + 1] = ARGV[i]
@@ -85,7 +89,6 @@ while at <= #ARGV do
       before[#before + 1] = known[ARGV[i]] or 'null'
       known[ARGV[i]] = ARGV[i + 1]
     end
-    if before_text == '' then before_text = object_of(before) end
     -- A new place is read by replicas that know nothing of the item yet.
     if sid ~= '' then
       members = {}
@@ -97,12 +100,19 @@ while at <= #ARGV do
       end
     end
     entry[#entry + 1] = #entry / 2 + 1
-    entry[#entry + 1] = table.concat({item, ARGV[2], sid, object_of(members), before_text}, '\\n')
+    entry[#entry + 1] = table.concat({item, ARGV[2], sid, object_of(members)}, '\\n')
+    undo[#undo + 1] = #undo / 2 + 1
+    undo[#undo + 1] = item .. '\\n' .. newness .. object_of(before)
   end
   answers[#answers + 1] = free and sid or '!'
   at = at + 3 + 2 * num_members
 end
-if #entry > 0 then redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(entry)) end
+if #entry > 0 then
+  local position = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(entry))
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[1], position, unpack(undo))
+  redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[1], position, 'n', #entry / 2)
+  answers[1] = position
+end
 return answers
 """)
 
@@ -119,27 +129,31 @@ class RedisCatalogLog:
         self._model_version = model_version
         self._max_entries = max_entries
         self._log, self._items = f"{_TAG}:log", f"{_TAG}:items"
+        self._undo, self._entries = f"{_TAG}:undo", f"{_TAG}:entries"
         self._sid_of, self._item_at = f"{_TAG}:sid_of:{model_version}", f"{_TAG}:item_at:{model_version}"
 
-    async def submit(self, changes: Sequence[LoggedChange], *, after: str | None = None) -> list[Submitted]:
+    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
         """See CatalogLog. Not tried again after a lost connection: by then another may have changed the same items."""
-        arguments: list[str | bytes | int] = [
-            self._max_entries,
-            self._model_version,
-            after or "",
-            len(MEMBERS),
-            *MEMBERS,
-        ]
+        _, answers = await self._submit(changes, "")
+        return [Submitted(stored=answer != b"!", sid=_sid(answer)) for answer in answers]
+
+    async def append(self, changes: Sequence[ItemChange], *, after: str) -> str:
+        """See CatalogLog."""
+        position, _ = await self._submit([LoggedChange(change) for change in changes], after)
+        return position
+
+    async def _submit(self, changes: Sequence[LoggedChange], after: str) -> tuple[str, list[bytes]]:
+        arguments: list[str | bytes | int] = [self._max_entries, self._model_version, after, len(MEMBERS), *MEMBERS]
         for logged in changes:
             members = logged.change.encoded()
             arguments += [logged.change.item_id, _sid_text(logged.sid), len(members)]
             for name, value in members.items():
                 arguments += [name, value]
-        call = ScriptCall(SUBMIT, [self._log, self._items, self._sid_of, self._item_at], arguments)
-        [answers] = await self._connection.scripts([call], may_retry=False)
-        if answers == [b"moved"]:
+        keys = [self._log, self._items, self._sid_of, self._item_at, self._undo, self._entries]
+        [(position, *answers)] = await self._connection.scripts([ScriptCall(SUBMIT, keys, arguments)], may_retry=False)
+        if position == b"moved":
             raise CatalogMoved(f"the catalog's log at {self._connection.target} does not end at {after}")
-        return [Submitted(stored=answer != b"!", sid=_sid(answer)) for answer in answers]
+        return position.decode(), answers
 
     async def state(self) -> LogState:
         """See CatalogLog."""
@@ -161,7 +175,7 @@ class RedisCatalogLog:
         """See CatalogLog."""
         if position == START:
             return LogTail((), START) if not await self._connection.command("EXISTS", self._log) else None
-        entries = await self._after(position)
+        entries = await self._after(self._log, position)
         if entries is None:
             return None
         changes = [self._change(value) for _, fields in entries for value in _values(fields)]
@@ -173,54 +187,43 @@ class RedisCatalogLog:
         """See CatalogLog."""
         if position == START:
             return undo_everything(await self.state())
-        befores: list[Before] = []
+        found: dict[str, Before] = {}
         while True:
-            entries = await self._after(position)
+            entries = await self._after(self._undo, position)
             if entries is None:
                 return None
-            found = [self._before(value) for _, fields in entries for value in _values(fields)]
-            befores += [before for before in found if before is not None]
-            if None in found:
-                return None
+            # Long texts of many items: not on the thread that answers requests.
+            await asyncio.to_thread(_sum_up, found, entries)
             position = entries[-1][0].decode() if entries else position
             if len(entries) < _MAX_ENTRIES_AT_ONCE:
-                return Undo(summed_up(befores), position)
+                return Undo(list(found.values()), position)
 
     async def newest(self, count: int) -> list[LogEntry]:
         """See CatalogLog."""
-        entries = await self._connection.command("XREVRANGE", self._log, "+", "-", "COUNT", count)
+        entries = await self._connection.command("XREVRANGE", self._entries, "+", "-", "COUNT", count)
         return [
-            LogEntry(position.decode(), _written_s(position), len(list(_values(fields))))
+            LogEntry(position.decode(), _written_s(position), int(num_changes))
             for position, fields in entries
+            for num_changes in _values(fields)
         ]
 
     async def close(self) -> None:
         """See CatalogLog."""
         await self._connection.close()
 
-    async def _after(self, position: str) -> list[Any] | None:
+    async def _after(self, stream: str, position: str) -> list[Any] | None:
         """Entries after a position, up to some number; None where it is not there any more."""
         # From the position on, not after it: whether it is still there tells whether anything is missing.
-        entries = await self._connection.command("XRANGE", self._log, position, "+", "COUNT", _MAX_ENTRIES_AT_ONCE + 1)
+        entries = await self._connection.command("XRANGE", stream, position, "+", "COUNT", _MAX_ENTRIES_AT_ONCE + 1)
         return entries[1:] if entries and entries[0][0].decode() == position else None
 
     def _change(self, value: bytes) -> LoggedChange:
-        item, model_version, sid, members, *_ = self._parts(value)
+        try:
+            item, model_version, sid, members = value.split(b"\n", 3)
+        except ValueError as error:
+            raise CatalogError(f"an entry of the catalog's log at {self._connection.target} is damaged") from error
         is_ours = model_version.decode() == self._model_version
         return LoggedChange(ItemChange.decode(item.decode(), members), _sid(sid) if is_ours else None)
-
-    def _before(self, value: bytes) -> Before | None:
-        """None: the entry was written by a release that did not note it."""
-        item, _, _, _, *rest = self._parts(value)
-        if not rest:
-            return None
-        return Before.decode(item.decode(), None if rest[0] == b"new" else rest[0])
-
-    def _parts(self, value: bytes) -> list[bytes]:
-        parts = value.split(b"\n", 4)
-        if len(parts) < 4:
-            raise CatalogError(f"an entry of the catalog's log at {self._connection.target} is damaged")
-        return parts
 
     async def _scan(self, key: str) -> list[tuple[bytes, bytes]]:
         """Every field of a hash. A cursor means nothing to another server: what a failover lost is read again."""
@@ -245,6 +248,12 @@ def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
 
 def _values(fields: Any) -> Iterable[bytes]:
     return [value for _, value in _pairs(fields)]
+
+
+def _sum_up(found: dict[str, Before], entries: Iterable[Any]) -> None:
+    for _, fields in entries:
+        parts = (value.partition(b"\n") for value in _values(fields))
+        sum_up(found, (Before.decode(item.decode(), members) for item, _, members in parts))
 
 
 def _written_s(position: bytes) -> float:

@@ -23,7 +23,7 @@ _COMPLETE_S: Final = 30.0
 _MAX_CHANGES: Final = 20_000
 """Applied at once, at most; the rest follows with the next snapshot."""
 
-Adopt = Callable[[Sequence[ItemChange]], Awaitable[None]]
+Adopt = Callable[[Sequence[ItemChange]], Awaitable[int]]
 
 
 class CatalogFollower:
@@ -48,7 +48,8 @@ class CatalogFollower:
             merge_s: From one snapshot to the next, at least.
         """
         self.adopt: Adopt | None = None
-        """Called with items that came while another model was served, and have no place under this one yet."""
+        """Called with items that came while another model was served, and have no place under this one yet; returns how
+        many of them say too little to be placed."""
         self._log = log
         self._live = live
         self._metrics = metrics
@@ -56,8 +57,6 @@ class CatalogFollower:
         self._position: str | None = None
         self._turn = asyncio.Lock()
         self._is_lost = False
-        self._applying_s = 0.0
-        """Processor time of the last reading: on a crowded machine far less than what passed."""
         self.num_begun = 0
         """Readings to the end that have begun ..."""
         self.last_ended = 0
@@ -72,6 +71,18 @@ class CatalogFollower:
             CatalogUnavailable: the log did not answer.
             CatalogError: it holds what cannot be read.
         """
+        found, _ = await self._catch_up()
+        return found
+
+    async def reach(self, position: str) -> None:
+        """Returns when what stands in the log up to a position is in service. Raises as `catch_up`."""
+        while self._position is None or _order(self._position) < _order(position):
+            if not await self.catch_up():
+                return  # somebody has emptied the log
+
+    async def _catch_up(self) -> tuple[bool, float]:
+        """Whether there was anything, and the processor time that applying it took: when the machine is crowded far
+        less than what passed."""
         async with self._turn:
             self.num_begun += 1
             changes: list[LoggedChange] = []
@@ -94,19 +105,20 @@ class CatalogFollower:
                     break  # under a steady stream an empty reading may never come
             if position is None:
                 return await self._start_over()
+            spent_s = 0.0
             if changes:
-                await self._apply(self._live.apply, changes, position)
+                spent_s = await self._apply(self._live.apply, changes, position, is_whole=False)
                 if oldest_s is not None:
                     self._metrics.catalog_visible_seconds.observe(max(0.0, time.time() - oldest_s))
             self._seen(position, is_the_end=len(changes) < _MAX_CHANGES)
-            return bool(changes)
+            return bool(changes), spent_s
 
     async def run(self) -> None:
         """Follows the log until cancelled; while it does not answer, the catalog stays as it is."""
         while True:
-            started_s, self._applying_s = time.monotonic(), 0.0
+            started_s = time.monotonic()
             try:
-                found = await self.catch_up()
+                found, spent_s = await self._catch_up()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next reading may go well
                 self._metrics.catalog_errors.labels("follow").inc()
                 if not self._is_lost:
@@ -119,42 +131,48 @@ class CatalogFollower:
                 _log.info("the catalog is followed again")
                 self._is_lost = False
             left_s = self._merge_s - (time.monotonic() - started_s)
-            pause_s = max(left_s, self._applying_s * (1 / _MERGE_SHARE - 1)) if found else self._poll_s
+            pause_s = max(left_s, spent_s * (1 / _MERGE_SHARE - 1)) if found else self._poll_s
             await asyncio.sleep(min(pause_s, _MAX_PAUSE_S))
 
-    async def _start_over(self) -> bool:
+    async def _start_over(self) -> tuple[bool, float]:
         state = await self._log.state()
-        await self._apply(self._live.reset, state.changes, state.position)
+        spent_s = await self._apply(self._live.reset, state.changes, state.position, is_whole=True)
         self._seen(state.position)
-        return bool(state.changes)
+        return bool(state.changes), spent_s
 
     async def _apply(
-        self, put: Callable[[Sequence[LoggedChange], str], Applied], changes: Sequence[LoggedChange], position: str
-    ) -> None:
-        def timed() -> Applied:
+        self,
+        put: Callable[[Sequence[LoggedChange], str], Applied],
+        changes: Sequence[LoggedChange],
+        position: str,
+        *,
+        is_whole: bool,
+    ) -> float:
+        """`is_whole`: the changes say all that the log knows of their items. Returns the processor time spent."""
+
+        def timed() -> tuple[Applied, float]:
             started_s = time.thread_time()
-            try:
-                return put(changes, position)
-            finally:
-                self._applying_s += time.thread_time() - started_s
+            return put(changes, position), time.thread_time() - started_s
 
         with self._metrics.catalog_merge_seconds.time():
-            applied = await asyncio.to_thread(timed)
+            applied, spent_s = await asyncio.to_thread(timed)
         self._metrics.catalog_applied.inc(applied.num_applied)
         self._metrics.catalog_left_out.inc(applied.num_without_room)
         if applied.unplaced and self.adopt is not None:
             # Not here: it waits for its turn among those who place items, and they wait for ours.
-            task = asyncio.create_task(self._adopt(self.adopt, applied.unplaced))
+            task = asyncio.create_task(self._adopt(self.adopt, applied.unplaced, is_whole=is_whole))
             self._adoptions.add(task)
             task.add_done_callback(self._adoptions.discard)
+        return spent_s
 
-    async def _adopt(self, adopt: Adopt, changes: Sequence[ItemChange]) -> None:
+    async def _adopt(self, adopt: Adopt, changes: Sequence[ItemChange], *, is_whole: bool) -> None:
         try:
-            await adopt(changes)
+            if await adopt(changes) and not is_whole:
+                # What the others are stands in the log: they are met again when the whole of it is read.
+                self._is_incomplete, self._complete_at_s = True, time.monotonic()
         except Exception as error:  # noqa: BLE001 - of a task that nobody waits for
             self._metrics.catalog_errors.labels("adopt").inc()
             _log.warning("%d item(s) of another model have no place yet: %s", len(changes), error)
-            # They are met again when the whole catalog is read, after a while.
             self._is_incomplete, self._complete_at_s = True, time.monotonic() + _COMPLETE_S
 
     async def close(self) -> None:
@@ -169,3 +187,8 @@ class CatalogFollower:
             self.last_ended = self.num_begun
         self._metrics.catalog_followed.set_to_current_time()
         self._metrics.catalog_items.set(self._live.snapshot.num_items)
+
+
+def _order(position: str) -> tuple[int, int]:
+    first, _, second = position.partition("-")
+    return int(first), int(second)

@@ -45,6 +45,16 @@ class ItemOutcome:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """What a rollback did."""
+
+    num_changes: int
+    """Items that it wrote."""
+    position: str
+    """Of the log, where the catalog is as it was."""
+
+
 class ItemWriter:
     """Puts changes into the log. They are in service when a follower has read them, within a second."""
 
@@ -88,29 +98,32 @@ class ItemWriter:
         self._unseen.update((change.item_id, self._follower.num_begun) for change in changes)
         return outcomes
 
-    async def roll_back(self, position: str) -> int | None:
-        """Takes the catalog back to a position of its log; how many items changed by it.
+    async def roll_back(self, position: str) -> RolledBack | None:
+        """Takes the catalog back to a position of its log.
 
         A rollback is a change like any other: it stands in the log after those that it undoes, every replica follows
-        it, and it can be undone. Items added since are removed. None: the log no longer holds what came since.
+        it, and it can be undone. Items added since are removed. None: the log does not hold what came since.
 
         Raises:
-            CatalogUnavailable: the log did not answer, or others changed the catalog all the time.
+            CatalogUnavailable: the log did not answer, or others changed the catalog all the time. Ask again: what was
+                written of it stays, and is undone with the rest.
+            CatalogError: the log holds what cannot be read.
         """
         for _ in range(_NUM_TRIES):
             undo = await self._log.undo(position)
             if undo is None:
                 return None
-            changes = [LoggedChange(self._live.as_before(before)) for before in undo.befores]
+            changes = await asyncio.to_thread(lambda befores: [*map(self._live.as_before, befores)], undo.befores)
+            end = undo.position
             try:
                 for start in range(0, len(changes), _MAX_AT_ONCE):
-                    part = changes[start : start + _MAX_AT_ONCE]
-                    await self._log.submit(part, after=undo.position if start == 0 else None)
+                    # Each right after the one before: what another writes in between begins it anew.
+                    end = await self._log.append(changes[start : start + _MAX_AT_ONCE], after=end)
             except CatalogMoved:
                 continue
-            await self._follower.catch_up()
+            await self._follower.reach(end)
             self._metrics.item_changes.labels("rolled_back").inc(len(changes))
-            return len(changes)
+            return RolledBack(num_changes=len(changes), position=end)
         raise CatalogUnavailable(f"the catalog was changed {_NUM_TRIES} times while it was to be rolled back")
 
     async def newest(self, count: int) -> list[LogEntry]:
@@ -139,14 +152,18 @@ class ItemWriter:
     def _is_seen(self, number: int) -> bool:
         return self._follower.last_ended > number
 
-    async def adopt(self, changes: Sequence[ItemChange]) -> None:
-        """Finds places for items that came while another model was served. They come back through the log."""
-        ready = []
+    async def adopt(self, changes: Sequence[ItemChange]) -> int:
+        """Finds places for items that came while another model was served. They come back through the log.
+
+        How many say too little of themselves to be placed: one that is brought back says nothing else.
+        """
+        ready, num_refused = [], 0
         for change in changes:
             if not change.removed:
                 # Another model's embedding means nothing here: the text does.
                 readable = change if self._unfit(change) is None else replace(change, embedding=())
                 if self._refusal(readable):
+                    num_refused += 1
                     _log.warning("an item of another model says nothing to be placed by: %r", change.item_id)
                 else:
                     ready.append(readable)
@@ -157,6 +174,7 @@ class ItemWriter:
             _log.info("%d item(s) of another model have a place now", len(sids) - sids.count(None))
             if num_left := sids.count(None):
                 _log.error("no semantic ID is free for %d item(s) of another model", num_left)
+        return num_refused
 
     async def _write_some(self, changes: Sequence[ItemChange]) -> list[ItemOutcome]:
         snapshot = self._live.snapshot

@@ -129,22 +129,26 @@ async def test_what_was_before_a_position_can_be_had_back(log: CatalogLog) -> No
     assert {before.change.item_id: before for before in undo.befores} == {
         "a": Before(named("a", title="t", tags=("x",)), frozenset({"available"})),
         "b": Before(named("b"), frozenset({"removed"})),
-        "c": Before(named("c"), is_new=True),
+        "c": Before(named("c"), frozenset({"title", "text"}), is_new=True),
     }
     assert await log.undo(end) == Undo([], end)
     everything = await log.undo(START)
     assert everything is not None
     assert everything.position == end
-    assert {before.change.item_id: before.is_new for before in everything.befores} == dict.fromkeys("abc", True)
+    assert {before.change.item_id: before for before in everything.befores} == {
+        "a": Before(named("a"), frozenset({"title", "tags", "available"}), is_new=True),
+        "b": Before(named("b"), frozenset({"group", "removed"}), is_new=True),
+        "c": Before(named("c"), frozenset({"title", "text"}), is_new=True),
+    }
 
 
 async def test_a_change_may_be_bound_to_the_end_of_the_log(log: CatalogLog) -> None:
-    await log.submit([LoggedChange(named("a", title="1"))], after=START)
-    end = (await log.state()).position
+    first = await log.append([named("a", title="1")], after=START)
+    assert first == (await log.state()).position
     with pytest.raises(CatalogMoved, match="does not end at"):
-        await log.submit([LoggedChange(named("a", title="2"))], after=START)
-    assert (await log.state()).position == end
-    await log.submit([LoggedChange(named("a", title="2"), (1, 1))], after=end)
+        await log.append([named("a", title="2")], after=START)
+    assert (await log.state()).position == first
+    await log.append([named("a", title="2")], after=first)
     assert [logged.change.title for logged in (await log.state()).changes] == ["2"]
 
 
@@ -170,6 +174,13 @@ async def test_undoing_many_entries_reads_all_of_them(log: CatalogLog) -> None:
     assert undo is not None
     assert len(undo.befores) == 451
     assert undo.befores[0] == Before(named("a", title="before"))
+
+
+async def test_a_position_that_never_was_is_not_there(log: CatalogLog) -> None:
+    end = await log.append([named("a", title="t")], after=START)
+    for position in (end.replace("-0", "-7"), "999999999999999-0"):
+        assert await log.undo(position) is None
+        assert await log.since(position) is None
 
 
 async def test_what_is_no_longer_there_cannot_be_undone(backend: Backend) -> None:
@@ -274,19 +285,20 @@ async def test_a_sid_belongs_to_a_model(redis_url: str, closing: Callable[[Any],
     assert list(seen_by_old.changes) == [LoggedChange(named("a", title="t"), None)]
 
 
-async def test_entries_that_do_not_say_what_was_before_them_cannot_be_undone(
-    redis_url: str, closing: Callable[[Any], Any]
+@pytest.mark.parametrize("members", [b"[1]", b"null", b"{", b'{"titel":"t"}', b'{"tags":3}'])
+async def test_what_cannot_be_read_is_one_kind_of_error(
+    members: bytes, redis_url: str, closing: Callable[[Any], Any]
 ) -> None:
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
         log = closing(RedisCatalogLog(redis_url, "m1", PATIENT))
-        await log.submit([LoggedChange(named("a", title="t"))])
-        at = (await log.state()).position
-        client.xadd("{catalog}:log", {"1": b'a\nm1\n\n{"title":"u"}'})
-    tail = await log.since(at)
-    assert tail is not None
-    assert list(tail.changes) == [LoggedChange(named("a", title="u"))]
-    assert await log.undo(at) is None
+        at = await log.append([named("a", title="t")], after=START)
+        client.xadd("{catalog}:log", {"1": b"a\nm1\n\n" + members})
+        client.xadd("{catalog}:undo", {"1": b"a\n" + members})
+    with pytest.raises(CatalogError, match="cannot be read"):
+        await log.since(at)
+    with pytest.raises(CatalogError, match="cannot be read"):
+        await log.undo(at)
 
 
 async def test_a_log_that_is_emptied_is_a_log_that_was_missed(redis_url: str, closing: Callable[[Any], Any]) -> None:
