@@ -19,12 +19,12 @@ class RewardConfig:
     """`session`: an item sees only the items shown before it (see docs/decisions/0009)."""
     absorbs_context: bool = False
     """`session`: while training, what company tells of the user has numbers of its own, which are left out when slates
-    are scored (`model_export.reward.model.Company`). For models that choose slates; a model that only predicts what
+    are scored (`model_export.reward.company.Company`). For models that choose slates; a model that only predicts what
     happens in a log is better off without."""
     residual: bool = False
     """`session`: first a model of single items is trained, which then stays as it is; company is a term on its logits,
-    learned from visits of two or more. The difference to the model of single items is company and nothing else, and is
-    known more surely than that of two trainings."""
+    learned from visits of two or more. Before calibration the difference to the model of single items is company and
+    nothing else, and is known more surely than that of two trainings."""
     signals: tuple[str, ...] = ()
     """Signals with a tower; empty: all with at least `min_positives` in the training part."""
     signal_weights: tuple[float, ...] = ()
@@ -54,7 +54,8 @@ class RewardConfig:
     history_dropout: float = 0.05
     """Share of training histories that are emptied, so that new users are in distribution."""
     slate_dropout: float = 0.3
-    """`session`: share of training slates whose items are read each alone, so that a model of items stays inside."""
+    """`session`: share of training slates whose items are read each alone, so that a model of items stays inside. Not
+    with `residual`, which has one inside."""
     batch_size: int = 128
     """Visits a step."""
     learning_rate: float = 1e-3

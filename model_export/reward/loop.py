@@ -76,6 +76,10 @@ class RewardTrainer:
         if (self._out / CHECKPOINT).exists():
             self._load()
         self._drop_later_metrics()
+        if self._config.residual and self.state.step == 0 and len(self._valid):
+            # Without company it is the model that it starts from: an epoch that does worse is none.
+            self.state.best_loss = sum(self._valid_losses())
+            _write(self._out / WEIGHTS, self._model.state_dict())
         self._model.train()
         with bar.task("reward model", self._config.max_epochs * self._num_steps, done=self.state.step) as task:
             while self.state.epoch < self._config.max_epochs and not self._ran_out_of_patience():

@@ -132,7 +132,9 @@ class RewardModel(nn.Module):
         codes_NKL = batch.codes_BWKL.flatten(0, 1)
         is_seen_NKK, is_company_NKK = self._is_seen(codes_NKL)
         attends_NKK = is_seen_NKK
-        likeness_NKK = likeness(unit_BWKE.flatten(0, 1))
+        likeness_NKK = torch.zeros_like(is_seen_NKK, dtype=torch.int64)
+        if self.company is not None:
+            likeness_NKK = likeness(unit_BWKE.flatten(0, 1))
         if isinstance(self.company, Company):
             x_NKD = x_NKD + self.company.effects(likeness_NKK, is_seen_NKK)
         elif isinstance(self.company, CompanyTerm):
@@ -162,7 +164,7 @@ class RewardModel(nn.Module):
         self.company.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "RewardModel":
-        """As of every module; what learns no more drops nothing either."""
+        """As of every module; layers that learn no more drop nothing either."""
         super().train(mode)
         if mode and isinstance(self.company, CompanyTerm):
             for child in self.children():
@@ -220,7 +222,7 @@ class RewardModel(nn.Module):
             is_seen_NKK = is_self_KK & torch.ones_like(is_shown_NK).unsqueeze(1)
             return is_seen_NKK, is_seen_NKK
         is_seen_NKK = is_shown_NK.unsqueeze(1) | is_self_KK
-        if self.training and self.config.slate_dropout > 0:
+        if self.training and self.config.slate_dropout > 0 and not self.config.residual:
             keeps_N = torch.rand(len(codes_NKL), device=codes_NKL.device) >= self.config.slate_dropout
             is_seen_NKK = is_seen_NKK & (keeps_N[:, None, None] | is_self_KK)
         is_before_KK = place_K <= place_K.unsqueeze(1)

@@ -19,6 +19,7 @@ from loadtests.bench.results_page import render
 from model_export.data import PreparedData
 from model_export.progress import Progress
 from model_export.reward import RewardReport, RewardScorer, TrainedReward, reward_with_rivals, train_reward
+from model_export.reward.company import CompanyTerm
 from model_export.reward.graph import RewardGraph
 from model_export.train.batches import Collator
 from model_export.train.catalog import TrainingCatalog
@@ -252,18 +253,37 @@ def test_the_model_comes_with_its_rivals_and_their_curves(tmp_path: Path) -> Non
 
 
 def test_the_rival_of_a_residual_model_is_what_it_starts_from(tmp_path: Path) -> None:
-    """Trained once, for every seed; single items then have no difference that a bootstrap could see."""
+    """It is trained once for every seed: two terms, two models of items, two of positions."""
+    begun: list[int] = []
+
+    class Counting(Bar):
+        @contextmanager
+        def task(self, name: str, total: int, done: int = 0) -> Iterator[Any]:
+            begun.extend([total] if done < total else [])
+            with super().task(name, total, done) as task:
+                yield task
+
     config = config_of(
-        residual=True, max_epochs=1, residual_epochs=1, signals=(), min_positives=30, num_bootstrap_samples=20,
+        residual=True, max_epochs=1, residual_epochs=2, signals=(), min_positives=30, num_bootstrap_samples=20,
         num_seeds=2,
     )  # fmt: skip
-    _, report = reward_with_rivals(config, FEW, items_of(FEW.num_items), tmp_path, quiet())
+    _, report = reward_with_rivals(config, FEW, items_of(FEW.num_items), tmp_path, Counting())
+    assert sorted(begun) == [3, 3, 3, 3, 6, 6]
     assert report.runs == {"session": 2, "item": 2, "position": 2}
     items = items_of(FEW.num_items)
     for seed in (tmp_path, tmp_path / "seed-1"):
         whole, single = TrainedReward.load(seed, items), TrainedReward.load(seed / "item", items)
         assert torch.equal(whole.model.norm.weight, single.model.norm.weight)
-        assert len((seed / "item" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_term_that_helps_nobody_is_left_out(tmp_path: Path) -> None:
+    """With a rate that ruins whatever learns at it."""
+    ruined, rows = run(tmp_path, quiet(), residual=True, max_epochs=2, residual_epochs=1, learning_rate=3.0)
+    assert isinstance(ruined.model.company, CompanyTerm)
+    assert (ruined.model.company.out.weight == 0).all()
+    learned = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    assert (learned["company.out.weight"] != 0).any()
+    assert len(rows) == 1
 
 
 def test_what_company_tells_of_the_user_is_not_taken_for_what_it_does(tmp_path: Path) -> None:
