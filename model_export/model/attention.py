@@ -60,7 +60,9 @@ class Attention(nn.Module):
     def step(self, x_ND: Tensor, key_NSHC: Tensor, value_NSHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One new code per beam attends to the beam's own codes, itself included.
 
-        The suffix is a handful of codes, so products and sums beat a thousand tiny matrix products.
+        The suffix is a handful of codes, so products of numbers beat a thousand tiny matrix products. How they are
+        summed up is OpenVINO's choice: over a head by a matrix product with ones, a seventh of the time of a sum, and
+        over the codes with the heads side by side. To ONNX Runtime it is all the same.
 
         Returns:
             The output [N, D], and keys and values with the new code appended.
@@ -69,9 +71,14 @@ class Attention(nn.Module):
         query_N1HC = F.linear(x_ND, self._scaled_query()).view(heads)
         key_NSHC = torch.cat([key_NSHC, self.key(x_ND).view(heads)], 1)
         value_NSHC = torch.cat([value_NSHC, self.value(x_ND).view(heads)], 1)
-        weight_NSH = (query_N1HC * key_NSHC).sum(3).softmax(1)
-        out_NHC = (weight_NSH.unsqueeze(3) * value_NSHC).sum(1)
-        return self.out(out_NHC.flatten(1)), key_NSHC, value_NSHC
+        weight_NSH = ((query_N1HC * key_NSHC).flatten(2) @ self._sums_of_heads(x_ND)).softmax(1)
+        out_NA = (weight_NSH.unsqueeze(3) * value_NSHC).flatten(2).sum(1)
+        return self.out(out_NA), key_NSHC, value_NSHC
+
+    def _sums_of_heads(self, like: Tensor) -> Tensor:
+        """Ones [A, H] where a column is of the head."""
+        heads_HH = torch.eye(self.num_heads, dtype=like.dtype, device=like.device)
+        return heads_HH.unsqueeze(1).expand(-1, self.head_width, -1).flatten(0, 1)
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
