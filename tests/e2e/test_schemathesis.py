@@ -92,6 +92,8 @@ def test_the_description_names_every_route(service_url: str) -> None:
         "/v1/items": ["post"],
         "/v1/items/{item_id}": ["delete", "get", "put"],
         "/v1/items/{item_id}/similar": ["get"],
+        "/v1/catalog": ["get"],
+        "/v1/catalog/rollback": ["post"],
         "/livez": ["get"],
         "/readyz": ["get"],
         "/metrics": ["get"],
