@@ -190,10 +190,10 @@ class MemoryCatalogLog:
         return f"{self._num_entries}-0"
 
     def _after(self, position: str) -> list[_Entry] | None:
-        oldest = self._num_entries - len(self._entries)
-        if position not in (f"{oldest}-0", *(entry.position for entry in self._entries)):
+        number, _, rest = position.partition("-")
+        if rest != "0" or not self._num_entries - len(self._entries) <= int(number) <= self._num_entries:
             return None
-        return [entry for entry in self._entries if entry.number > int(position.partition("-")[0])]
+        return [entry for entry in self._entries if entry.number > int(number)]
 
 
 def sum_up(found: dict[str, Before], befores: Iterable[Before]) -> None:
