@@ -42,9 +42,9 @@ def test_two_models_see_the_same_users_in_each_sample(rows: list[tuple[int, floa
     """A model against itself differs by nothing, in every sample; so does one whose order is the same."""
     chances, signals, users = (np.array(column, float) for column in zip(*rows, strict=True))
     resamples = Resamples(users.astype(np.int64), 20, seed)
-    mine = resamples.aucs([Ranking(chances, signals)], salt=0)
+    mine = resamples.aucs([Ranking(chances, signals)])
     assert len(mine) == 20
-    np.testing.assert_array_equal(mine, resamples.aucs([Ranking(2 * chances + 1, signals)], salt=7))
+    np.testing.assert_array_equal(mine, resamples.aucs([Ranking(2 * chances + 1, signals)]))
 
 
 def test_users_are_drawn_whole() -> None:
@@ -52,8 +52,8 @@ def test_users_are_drawn_whole() -> None:
     rng = np.random.default_rng(1)
     chance, signal = rng.random(60), (rng.random(60) < 0.5).astype(float)
     ranking = Ranking(chance, signal)
-    np.testing.assert_allclose(Resamples(np.zeros(60, np.int64), 10, 0).aucs([ranking], 0), ranking.auc())
-    spread = Resamples(np.arange(60) // 3, 200, 0).aucs([ranking], 0)
+    np.testing.assert_allclose(Resamples(np.zeros(60, np.int64), 10, 0).aucs([ranking]), ranking.auc())
+    spread = Resamples(np.arange(60) // 3, 200, 0).aucs([ranking])
     assert spread.std() > 0.02
     assert abs(spread.mean() - ranking.auc()) < 0.03
 
