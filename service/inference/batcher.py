@@ -1,7 +1,10 @@
 """The micro-batcher: groups what waits, runs it in one worker thread, and gives every request its own answer.
 
 While one run is in flight arrivals queue up; the next run takes the oldest and all others for the same graph, up to the
-largest batch. An idle worker starts at once unless `max_wait_s` lets it wait for company.
+largest batch, those that pad nobody first. An idle worker starts at once unless `max_wait_s` lets it wait for company.
+
+A request is admitted if what runs and waits will leave it time, by the pace of the runs before it. The longer the
+queue, the narrower the beams: an answer that searched less beats none.
 """
 
 import asyncio
@@ -10,19 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Final
 
 from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot, TagFilter
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
-from service.inference.features import RequestInputs, build_batch, most_filters
+from service.inference.features import RequestInputs, build_batch, length_bucket, most_filters
+from service.inference.pace import Pace
 from service.inference.runner import Batch, Beams, Runner
+from service.inference.waiting import WaitingRoom
 from service.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-_RATE_SMOOTHING = 0.2
-"""Weight of the newest batch in the drain rate."""
-_UNKNOWN_RETRY_AFTER_S = 1.0
-_MAX_RETRY_AFTER_S = 60.0
+_UNKNOWN_RETRY_AFTER_S: Final = 1.0
+_MAX_RETRY_AFTER_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +46,7 @@ class Answer:
 @dataclass(slots=True, eq=False)
 class _Entry:
     inputs: RequestInputs
+    tenant: str
     deadline_s: float
     future: asyncio.Future[Answer]
     submitted_s: float = field(default_factory=time.monotonic)
@@ -58,6 +63,20 @@ class _Entry:
             self.future.set_result(outcome)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """What the worker thread works on."""
+
+    entries: Sequence[_Entry]
+    snapshot: CatalogSnapshot
+    beam_width: int
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def purpose(self) -> Purpose:
+        return self.entries[0].inputs.purpose
+
+
 class Batcher:
     """Made on a running event loop; every method is called on that loop."""
 
@@ -67,9 +86,12 @@ class Batcher:
         catalog: Callable[[], CatalogSnapshot],
         metrics: Metrics,
         *,
+        pace: Pace | None = None,
         max_batch_size: int = 32,
         max_wait_s: float = 0.0,
         queue_limit: int = 256,
+        min_beam_width: int | None = None,
+        restart_pause_s: float = 1.0,
     ) -> None:
         """Starts the worker.
 
@@ -77,49 +99,59 @@ class Batcher:
             runner: Runs in the worker thread alone; loads its further graphs in others.
             catalog: Gives the snapshot of a batch; called once per batch.
             metrics: Batch sizes and queue depth go there.
+            pace: What is known of the runner already; None: nothing.
             max_batch_size: Most requests of one run.
             max_wait_s: How long an idle worker waits for a batch to fill; 0: not at all.
             queue_limit: Most requests that wait; further ones are not admitted.
+            min_beam_width: How narrow beams become while requests queue up; None: they stay as the manifest has them.
+            restart_pause_s: How long a worker that died is left dead.
         """
         self._runner = runner
         self._catalog = catalog
         self._metrics = metrics
+        self._pace = Pace(max_batch_size) if pace is None else pace
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_limit = queue_limit
-        self._waiting: dict[_Entry, None] = {}
-        self._in_flight: list[_Entry] = []
+        self._min_beam_width = min_beam_width
+        self._restart_pause_s = restart_pause_s
+        self._waiting: WaitingRoom[_Entry] = WaitingRoom()
+        self._running: _Run | None = None
         self._arrived = asyncio.Event()
-        self._full = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
-        self._drained_per_s: float | None = None
         self._loading: dict[Purpose, asyncio.Future[None]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="oneslate-runner")
-        self._worker = asyncio.create_task(self._work(), name="batcher")
-        self._worker.add_done_callback(self._bury)
+        self._restart: asyncio.TimerHandle | None = None
+        self._start()
 
     @property
     def alive(self) -> bool:
-        """False when the worker is gone: nothing will be answered any more."""
+        """False when the worker is gone: nothing is answered until it is there again."""
         return not self._worker.done()
+
+    @property
+    def running_s(self) -> float:
+        """How long the run in flight has taken so far; 0: there is none."""
+        return 0.0 if self._running is None else time.monotonic() - self._running.started_s
 
     @property
     def queue_depth(self) -> int:
         """Requests that wait for a run."""
         return len(self._waiting)
 
-    async def submit(self, inputs: RequestInputs, deadline_s: float) -> Answer:
+    async def submit(self, inputs: RequestInputs, deadline_s: float, tenant: str = "") -> Answer:
         """Waits for the request's turn and its answer.
 
         Args:
             inputs: What the request brings.
             deadline_s: On the clock of `time.monotonic`.
+            tenant: Whose it is; tenants take turns.
 
         Raises:
-            Overloaded: the queue is full.
-            DeadlineExceeded: the time is over; what waits is not computed any more.
+            Overloaded: the queue is full, or too long for the deadline.
+            DeadlineExceeded: the time is over, or too short for any run; what waits is not computed any more.
             RunnerError: the run of this batch failed, or the worker is gone.
             Exception: whatever this request's own inputs made the feature building raise.
         """
@@ -127,33 +159,37 @@ class Batcher:
             await self._load(inputs.purpose, deadline_s)
         if self._closing or not self.alive:
             raise RunnerError("the batcher does not run")
-        if len(self._waiting) >= self._queue_limit:
-            raise Overloaded("too many requests wait already", retry_after_s=self._retry_after_s())
         loop = asyncio.get_running_loop()
-        entry = _Entry(inputs, deadline_s, loop.create_future())
+        entry = _Entry(inputs, tenant, deadline_s, loop.create_future())
+        self._admit(entry)
         timer = loop.call_later(max(0.0, deadline_s - entry.submitted_s), entry.expire)
-        self._waiting[entry] = None
+        self._waiting.add(entry)
         self._arrived.set()
         self._idle.clear()
-        if len(self._waiting) >= self._max_batch_size:
-            self._full.set()
         try:
             return await entry.future
         finally:
             timer.cancel()
-            self._waiting.pop(entry, None)
+            self._waiting.discard(entry)
 
     async def close(self, grace_s: float = 5.0) -> None:
         """Admits no more, lets what waits finish for at most `grace_s`, fails the rest, and ends the worker."""
         self._closing = True
+        if self._restart is not None:
+            self._restart.cancel()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
-            _log.warning("%d requests did not finish in %g s", len(self._waiting) + len(self._in_flight), grace_s)
+            num_running = 0 if self._running is None else len(self._running.entries)
+            _log.warning("%d requests did not finish in %g s", len(self._waiting) + num_running, grace_s)
         self._worker.cancel()
         await asyncio.gather(self._worker, return_exceptions=True)
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self) -> None:
+        self._worker = asyncio.create_task(self._work(), name="batcher")
+        self._worker.add_done_callback(self._bury)
 
     async def _load(self, purpose: Purpose, deadline_s: float) -> None:
         """Waits until the graph is loaded; who needs another one does not wait, and who is late does not end it."""
@@ -165,11 +201,43 @@ class Batcher:
         except TimeoutError:
             raise DeadlineExceeded(f"the graph {purpose!r} is still being loaded") from None
 
-    def _retry_after_s(self) -> float:
-        """When what waits now will be gone, at the rate measured last."""
-        if self._drained_per_s is None:
-            return _UNKNOWN_RETRY_AFTER_S
-        return min(_MAX_RETRY_AFTER_S, len(self._waiting) / self._drained_per_s)
+    def _admit(self, entry: _Entry) -> None:
+        """Raises where there is no use in waiting, or no room; may send somebody else away."""
+        left_s = entry.deadline_s - entry.submitted_s
+        if left_s <= 0:
+            raise DeadlineExceeded("the request ran out of time")
+        if self._running is None and not self._waiting:
+            return  # whatever the pace was: there is nothing to wait for, and this run will tell it anew
+        wait_s, run_s = self._expected(entry)
+        if run_s is not None and run_s > left_s:
+            raise DeadlineExceeded("no run is as short as the time that is left")
+        expected_s = None if wait_s is None or run_s is None else wait_s + run_s
+        if expected_s is not None and expected_s > left_s:
+            raise Overloaded("the queue is too long for the deadline", retry_after_s=_soon(expected_s - left_s))
+        if len(self._waiting) >= self._queue_limit:
+            displaced = self._waiting.displaced_by(entry.tenant)
+            if displaced is None:
+                raise Overloaded("too many requests wait already", retry_after_s=_soon(wait_s))
+            displaced.settle(Overloaded("others have fewer requests waiting", retry_after_s=_soon(wait_s)))
+            self._waiting.discard(displaced)
+
+    def _expected(self, entry: _Entry) -> tuple[float | None, float | None]:
+        """Seconds that the request would wait for its run, and that this would take; None: not known yet."""
+        purpose, num_ahead = entry.inputs.purpose, self._waiting.num_ahead(entry.tenant)
+        width = self._beam_width([entry], num_ahead)
+        num_batches, place = divmod(num_ahead, self._max_batch_size)
+        run_s = self._pace.seconds(purpose, place + 1, width)
+        full_s = self._pace.seconds(purpose, self._max_batch_size, width)
+        if run_s is None or full_s is None:
+            return None, None
+        return self._rest_of_run_s() + num_batches * full_s, run_s
+
+    def _rest_of_run_s(self) -> float:
+        if self._running is None:
+            return 0.0
+        run = self._running
+        whole_s = self._pace.seconds(run.purpose, len(run.entries), run.beam_width)
+        return 0.0 if whole_s is None else max(0.0, whole_s - self.running_s)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -182,41 +250,56 @@ class Batcher:
                 self._idle.set()
                 continue
             snapshot = self._catalog()
-            self._in_flight = self._take(most_filters(snapshot.num_items))
+            entries = self._take(most_filters(snapshot.num_items))
+            self._running = run = _Run(entries, snapshot, self._beam_width(entries, len(self._waiting)))
             if not self._waiting:
                 self._arrived.clear()
-            started_s = time.monotonic()
-            outcomes = await loop.run_in_executor(self._executor, self._run, self._in_flight, snapshot)
-            for entry, outcome in zip(self._in_flight, outcomes, strict=True):
+            outcomes = await loop.run_in_executor(self._executor, self._run, run)
+            for entry, outcome in zip(entries, outcomes, strict=True):
                 entry.settle(outcome)
-            self._measure(len(outcomes), time.monotonic() - started_s)
-            self._in_flight = []
+            if any(isinstance(outcome, Answer) for outcome in outcomes):
+                self._pace.learn(run.purpose, len(entries), run.beam_width, self.running_s)
+            self._metrics.batch_size.observe(len(entries))
+            self._metrics.beam_width.set(run.beam_width)
+            self._running = None
             if not self._waiting:
                 self._idle.set()
 
     async def _await_company(self) -> None:
-        """Waits until the batch is full or its oldest request has waited `max_wait_s`."""
-        self._full.clear()
-        if self._max_wait_s <= 0 or not self._waiting or len(self._waiting) >= self._max_batch_size:
-            return
-        oldest = next(iter(self._waiting))
-        try:
-            async with asyncio.timeout(max(0.0, oldest.submitted_s + self._max_wait_s - time.monotonic())):
-                await self._full.wait()
-        except TimeoutError:
-            return
+        """Waits until the batch is full, its oldest has waited `max_wait_s`, or a deadline asks for a start."""
+        while self._max_wait_s > 0 and 0 < len(self._waiting) < self._max_batch_size:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._company_until_s() - time.monotonic()):
+                    await self._arrived.wait()
+            except TimeoutError:
+                self._arrived.set()
+                return
+
+    def _company_until_s(self) -> float:
+        oldest_s = min(entry.submitted_s for entry in self._waiting)
+        run_s = self._pace.seconds(
+            self._waiting.first().inputs.purpose, len(self._waiting) + 1, self._runner.manifest.beam_width
+        )
+        earliest_s = min(entry.deadline_s for entry in self._waiting)
+        return min(oldest_s + self._max_wait_s, earliest_s - (run_s or 0.0))
 
     def _drop_late(self) -> None:
         """Lets those go that are cancelled or late."""
         now_s = time.monotonic()
         for entry in [entry for entry in self._waiting if entry.future.done() or entry.deadline_s <= now_s]:
             entry.expire()
-            del self._waiting[entry]
+            self._waiting.discard(entry)
 
     def _take(self, num_filters: int) -> list[_Entry]:
-        """A batch of at most so many distinct filters: the oldest that waits and the next oldest for the same graph."""
-        purpose = next(iter(self._waiting)).inputs.purpose
-        same = (entry for entry in self._waiting if entry.inputs.purpose == purpose)
+        """A batch of at most so many distinct filters: who is served next, and others for the same graph in their turn.
+
+        Those whose history is not longer go first, since they pad nobody; longer ones fill the places that are left.
+        """
+        first = self._waiting.first()
+        longest = length_bucket(first.inputs, self._runner.manifest)
+        same = [entry for entry in self._waiting if entry.inputs.purpose == first.inputs.purpose]
+        same.sort(key=lambda entry: length_bucket(entry.inputs, self._runner.manifest) > longest)
         filters: set[TagFilter | None] = set()
         taken: list[_Entry] = []
         for entry in same:
@@ -226,27 +309,37 @@ class Batcher:
                 filters.add(entry.inputs.tag_filter)
                 taken.append(entry)
         for entry in taken:
-            del self._waiting[entry]
+            self._waiting.discard(entry)
         return taken
 
-    def _measure(self, num_requests: int, took_s: float) -> None:
-        self._metrics.batch_size.observe(num_requests)
-        rate = num_requests / max(took_s, 1e-6)
-        known = self._drained_per_s
-        self._drained_per_s = rate if known is None else known + _RATE_SMOOTHING * (rate - known)
+    def _beam_width(self, entries: Sequence[_Entry], num_behind: int) -> int:
+        """Halved for every full batch that waits behind this one, as far as it may be and holds the slates asked for.
+
+        Slates that are drawn keep their width: it is part of what their propensities mean.
+        """
+        widest = self._runner.manifest.beam_width
+        if self._min_beam_width is None or entries[0].inputs.purpose != "generator":
+            return widest
+        narrowest = max(self._min_beam_width, *(entry.inputs.num_slates for entry in entries))
+        return max(min(narrowest, widest), widest >> min(num_behind // self._max_batch_size, 16))
 
     def _bury(self, worker: asyncio.Task[None]) -> None:
-        """Nobody may wait for a worker that is gone."""
+        """Nobody may wait for a worker that is gone; another one takes its place."""
         if not worker.cancelled() and (error := worker.exception()) is not None:
             _log.critical("the batcher's worker died", exc_info=error)
-        for entry in [*self._in_flight, *self._waiting]:
+            self._metrics.batcher_restarts.inc()
+            if not self._closing:
+                self._restart = asyncio.get_running_loop().call_later(self._restart_pause_s, self._start)
+        for entry in [*(() if self._running is None else self._running.entries), *self._waiting]:
             entry.settle(RunnerError("the inference worker is gone"))
+        self._running = None
         self._idle.set()
 
-    def _run(self, entries: Sequence[_Entry], snapshot: CatalogSnapshot) -> list[Answer | Exception]:
+    def _run(self, run: _Run) -> list[Answer | Exception]:
         """In the worker thread: one outcome per entry."""
+        entries, snapshot = run.entries, run.snapshot
         started_s = time.monotonic()
-        batch, places, errors = self._build([entry.inputs for entry in entries], snapshot)
+        batch, places, errors = self._build(run)
         outcomes: list[Answer | Exception] = [errors.get(place, _NOT_RUN) for place in range(len(entries))]
         if batch is None:
             return outcomes
@@ -268,26 +361,34 @@ class Batcher:
             )
         return outcomes
 
-    def _build(
-        self, requests: Sequence[RequestInputs], snapshot: CatalogSnapshot
-    ) -> tuple[Batch | None, Sequence[int], dict[int, Exception]]:
+    def _build(self, run: _Run) -> tuple[Batch | None, Sequence[int], dict[int, Exception]]:
         """The batch, the places of the requests in it, and the errors of those that cannot be in any."""
-        manifest = self._runner.manifest
+        requests = [entry.inputs for entry in run.entries]
+
+        def build(some: Sequence[RequestInputs]) -> Batch:
+            return build_batch(
+                some, run.snapshot, self._runner.manifest, self._max_batch_size, beam_width=run.beam_width
+            )
+
         try:
-            return build_batch(requests, snapshot, manifest, self._max_batch_size), range(len(requests)), {}
+            return build(requests), range(len(requests)), {}
         except Exception:  # noqa: BLE001 - one of them is bad; which one, each tells alone
             _log.debug("a batch could not be built at once", exc_info=True)
         errors: dict[int, Exception] = {}
         for place, request in enumerate(requests):
             try:
-                build_batch([request], snapshot, manifest, self._max_batch_size)
+                build([request])
             except Exception as error:  # noqa: BLE001 - the request's own error goes to the request
                 errors[place] = error
         places = [place for place in range(len(requests)) if place not in errors]
         if not places:
             return None, places, errors
-        good = [requests[place] for place in places]
-        return build_batch(good, snapshot, manifest, self._max_batch_size), places, errors
+        return build([requests[place] for place in places]), places, errors
+
+
+def _soon(seconds: float | None) -> float:
+    """When to come again: once so much is gone."""
+    return _UNKNOWN_RETRY_AFTER_S if seconds is None else min(_MAX_RETRY_AFTER_S, seconds)
 
 
 _NOT_RUN = RunnerError("the request was not run")

@@ -51,6 +51,8 @@ class RequestInputs:
     """Which of the bundle's graphs shall run it."""
     forced_keys_K: npt.NDArray[np.uint64] = field(default_factory=lambda: _NO_KEYS)
     """For `explain`: the items of the slate to explain."""
+    num_slates: int = 1
+    """Asked for: the fewest beams that hold them."""
 
     def __post_init__(self) -> None:
         num_events = len(self.item_keys_E)
@@ -65,6 +67,12 @@ def bucket(size: int, smallest: int, largest: int | None = None) -> int:
     return padded if largest is None else min(padded, largest)
 
 
+def length_bucket(request: RequestInputs, manifest: Manifest) -> int:
+    """To how many events a history is padded when it is the longest of its batch."""
+    newest = manifest.history_length
+    return bucket(min(len(request.item_keys_E), newest), min(_SMALLEST_LENGTH, newest), newest)
+
+
 def most_filters(num_items: int) -> int:
     """How many distinct filters one batch may bring: each is an array as long as the catalog."""
     fitting = max(1, _MOST_FILTER_CELLS // (num_items + 1))
@@ -72,11 +80,16 @@ def most_filters(num_items: int) -> int:
 
 
 def build_batch(
-    requests: Sequence[RequestInputs], snapshot: CatalogSnapshot, manifest: Manifest, max_batch_size: int
+    requests: Sequence[RequestInputs],
+    snapshot: CatalogSnapshot,
+    manifest: Manifest,
+    max_batch_size: int,
+    *,
+    beam_width: int | None = None,
 ) -> Batch:
     """Arrays of one run for the given requests, all of one purpose, the first `len(requests)` rows of each array.
 
-    The requests have at most `most_filters` distinct filters.
+    The requests have at most `most_filters` distinct filters. `beam_width`: None: the manifest's.
 
     Sizes are padded to a few buckets, so that the runner meets few shapes: the batch with empty histories, histories
     to the longest of the batch (the newest `manifest.history_length` events count), excluded rows with NO_ROW.
@@ -92,7 +105,7 @@ def build_batch(
         allowed_cumsum_FN=cumsum_FN,
         group_limits_B=_padded([request.max_per_group for request in requests], batch_size, np.int32(0)),
         diversities_B=_padded([request.diversity for request in requests], batch_size, np.float32(0)),
-        beam_width=manifest.beam_width,
+        beam_width=manifest.beam_width if beam_width is None else beam_width,
         catalog=snapshot,
         purpose=requests[0].purpose,
         forced_rows_BK=_forced(requests, snapshot, batch_size, manifest.slate_size),
@@ -106,7 +119,7 @@ def _histories(
     newest = manifest.history_length
     lengths_B = np.zeros(batch_size, dtype=np.int32)
     lengths_B[: len(requests)] = [min(len(request.item_keys_E), newest) for request in requests]
-    length = bucket(int(lengths_B.max()), min(_SMALLEST_LENGTH, newest), newest)
+    length = max(length_bucket(request, manifest) for request in requests)
     filled_BT = np.arange(length) < lengths_B[:, None]
     rows_A = snapshot.rows_of_keys(np.concatenate([request.item_keys_E[-newest:] for request in requests]))
     codes_AL = np.where(rows_A[:, None] >= 0, snapshot.sids_NL[rows_A] + FIRST_CODE, UNKNOWN_CODE)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.catalog import TagFilter
 from service.domain import Event
 from service.errors import HistoryUnavailable, RunnerError
-from service.history import MemoryHistoryStore, ShownRecorder, UserHistory
+from service.history import GuardedHistoryStore, MemoryHistoryStore, ShownRecorder, UserHistory
 from service.inference.batcher import Batcher
 from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
 from service.inference.popular import PopularRanking
@@ -69,7 +69,7 @@ class House:
         self.runner, self.store, self.metrics = SpyRunner(), SlowStore(), Metrics()
         self.batcher = Batcher(self.runner, lambda: CATALOG, self.metrics)
         self.recommender = Recommender(
-            store=self.store,
+            store=GuardedHistoryStore(self.store),
             batcher=self.batcher,
             manifest=MANIFEST,
             catalog=lambda: CATALOG,
@@ -223,8 +223,27 @@ async def test_out_of_time_in_the_model_is_a_popular_slate_that_respects_the_req
     answer = await house.ask(deadline_ms=60.0, exclude=["item-2"])
     assert time.monotonic() - began_s < 0.4
     assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("popular", "deadline", True)
-    assert ids(answer) == [f"item-{number}" for number in (3, 4, 5, 6, 7)]
+    # The last item is of group 1 of 7.
+    assert ids(answer) == [f"item-{number}" for number in (8, 15, 22, 29, 36)]
     assert answer.slate.beam_width == 0
+
+
+async def test_a_popular_slate_is_filled_up_beyond_the_group_of_the_last_item(house: House) -> None:
+    await house.store_events("item-2", "item-107")
+    house.runner.fails = True
+    assert ids(await house.ask(tag_filter=RARE)) == ["item-100", "item-0", "item-200"]
+    capped = await house.ask(max_per_group=1, exclude=["item-9"])
+    assert ids(capped) == [f"item-{number}" for number in (16, 0, 1, 3, 4)]
+
+
+async def test_a_copy_of_the_history_stands_in_and_the_answer_says_so(house: House) -> None:
+    await house.store_events("item-1", "item-4")
+    await house.ask()
+    house.store.is_down = True
+    answer = await house.ask(exclude=["item-3"])
+    assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("model", "stale_history", True)
+    assert excluded_ids(house.last) == {"item-1", "item-3", "item-4"}
+    assert house.metrics.registry.get_sample_value("oneslate_stale_histories_total") == 1
 
 
 async def test_out_of_time_in_the_history_is_a_popular_slate(house: House) -> None:
@@ -267,8 +286,9 @@ async def test_a_slate_that_is_not_known_any_more_cannot_be_continued_and_is_sai
         assert len(answer.slate.items) == 5
         assert (answer.slate.reason, answer.slate.degraded) == ("unknown_continuation", True)
     house.store.is_down = True
-    assert (await house.ask(continue_from="0" * 32)).slate.reason == "history_unavailable"
-    assert (await house.ask(continue_from="0" * 32, history=[])).slate.reason == "history_unavailable"
+    assert (await house.ask(continue_from="0" * 32)).slate.reason == "stale_history"
+    assert (await house.ask(continue_from="0" * 32, user_id="eve")).slate.reason == "history_unavailable"
+    assert (await house.ask(continue_from="0" * 32, history=[])).slate.reason == "stale_history"
 
 
 async def test_a_popular_slate_is_continued_as_well(house: House) -> None:

@@ -1,0 +1,39 @@
+"""What is expected of runs, from those that were seen."""
+
+import pytest
+
+from service.inference.pace import Pace
+
+
+def test_nothing_is_known_before_the_first_run_of_a_graph() -> None:
+    pace = Pace(8)
+    pace.learn("explain", 1, 1, 0.5)
+    assert pace.seconds("generator", 1, 4) is None
+    assert pace.seconds("explain", 1, 1) == 0.5
+
+
+def test_runs_of_one_padded_size_are_one() -> None:
+    pace = Pace(6)
+    pace.learn("generator", 3, 4, 0.1)
+    assert pace.seconds("generator", 4, 4) == 0.1
+    pace.learn("generator", 5, 4, 0.3)
+    assert pace.seconds("generator", 6, 4) == pace.seconds("generator", 60, 4) == 0.3
+
+
+def test_the_newest_runs_weigh_most() -> None:
+    pace = Pace(1)
+    pace.learn("generator", 1, 4, 1.0)
+    for _ in range(30):
+        pace.learn("generator", 1, 4, 0.1)
+    assert pace.seconds("generator", 1, 4) == pytest.approx(0.1, rel=0.01)
+
+
+def test_what_was_not_seen_is_inferred_from_the_nearest() -> None:
+    pace = Pace(32)
+    pace.learn("generator", 2, 8, 0.1)
+    assert pace.seconds("generator", 1, 8) == 0.1  # every run costs something
+    assert pace.seconds("generator", 4, 8) == pytest.approx(0.2)
+    assert pace.seconds("generator", 4, 4) == pytest.approx(0.1)
+    pace.learn("generator", 8, 8, 0.15)
+    assert pace.seconds("generator", 4, 8) == 0.15  # not more than a dearer run took
+    assert pace.seconds("generator", 16, 8) == pytest.approx(0.3)
