@@ -21,7 +21,7 @@ from service.api.serving import Serving
 from service.bundle.manifest import Purpose
 from service.catalog import CatalogLog, LiveCatalog
 from service.errors import CatalogError, CatalogUnavailable
-from service.history import HistoryStore, ShownRecorder
+from service.history import CopyLimits, GuardedHistoryStore, HistoryStore, ShownRecorder
 from service.inference.batcher import Batcher
 from service.inference.runner import Runner
 from service.items import CatalogFollower, ItemWriter
@@ -165,29 +165,37 @@ async def _serving(
     async with AsyncExitStack() as stack:
         opened, live = await asyncio.to_thread(open_model, settings, runner)
         purposes = get_args(Purpose) if settings.load_graphs == "start" else ("generator",)
-        await asyncio.to_thread(warm_up, opened, live.snapshot, settings.batch.max_size, purposes)
+        min_beam_width = settings.batch.min_beam_width(opened.manifest.beam_width)
+        pace = await asyncio.to_thread(
+            warm_up, opened, live.snapshot, settings.batch.max_size, purposes, min_beam_width
+        )
         url = await redis_url(settings.history) if history is None else None
         if history is None:
             history = open_history(settings.history, url)
             stack.push_async_callback(history.close)
+        guarded = GuardedHistoryStore(
+            history, limits=CopyLimits(max_age_s=settings.history.stale_s, max_bytes=settings.history.copy_bytes)
+        )
         if catalog_log is None:
             catalog_log = open_catalog_log(settings, url, opened.manifest.model_version)
             stack.push_async_callback(catalog_log.close)
         items = await stack.enter_async_context(_following(settings.catalog, catalog_log, live, opened, metrics))
-        shown = ShownRecorder(history, metrics) if settings.history.shown_ttl_s else None
+        shown = ShownRecorder(guarded, metrics) if settings.history.shown_ttl_s else None
         if shown is not None:
             stack.push_async_callback(shown.close)
         batcher = Batcher(
             opened,
             lambda: live.snapshot,
             metrics,
+            pace=pace,
             max_batch_size=settings.batch.max_size,
             max_wait_s=settings.batch.max_wait_ms / 1000,
             queue_limit=settings.batch.queue_limit,
+            min_beam_width=min_beam_width,
         )
         stack.push_async_callback(batcher.close, settings.drain_s)
         recommender = Recommender(
-            store=history,
+            store=guarded,
             batcher=batcher,
             manifest=opened.manifest,
             catalog=lambda: live.snapshot,
@@ -199,13 +207,13 @@ async def _serving(
             runner=opened,
             live=live,
             items=items,
-            store=history,
+            store=guarded,
             batcher=batcher,
             recommender=recommender,
             metrics=metrics,
             filters={name: named.tag_filter() for name, named in settings.filters.items()},
         )
-        metrics.watch(lambda: batcher.queue_depth, lambda: not serving.not_ready_reasons())
+        metrics.watch(lambda: batcher.queue_depth, lambda: guarded.is_asked, lambda: not serving.not_ready_reasons())
         metrics.build.labels(package_version(), opened.manifest.model_version, opened.provider).set(1)
         _log.info("model %s, catalog %s", opened.manifest.model_version, live.snapshot.version)
         yield serving

@@ -5,6 +5,7 @@ OneSlateError
 |-- CatalogError           items or sids that do not make a catalog
 |-- FilterError            a filter that names what does not exist or says nothing legal
 |-- HistoryUnavailable     the history store did not answer in time
+|   `-- HistoryDamaged     it answered what is no history
 |-- CatalogUnavailable     the catalog's log did not answer in time
 |-- CatalogMoved           the catalog was changed meanwhile
 |-- Overloaded             not admitted: the queue is full
@@ -33,6 +34,10 @@ class FilterError(OneSlateError, ValueError):
 
 class HistoryUnavailable(OneSlateError):
     """The history store did not answer in time."""
+
+
+class HistoryDamaged(HistoryUnavailable):
+    """The history store answered, but what it holds of this user is no history."""
 
 
 class CatalogUnavailable(OneSlateError):

@@ -30,12 +30,25 @@ class Metrics:
             "oneslate_batch_size_requests", "Requests in one run.", buckets=_SIZES, registry=registry
         )
         self.queue_depth = Gauge("oneslate_queue_depth_requests", "Requests that wait for a run.", registry=registry)
+        self.beam_width = Gauge(
+            "oneslate_beam_width_beams", "Beams of the last run: narrower while requests queue up.", registry=registry
+        )
+        self.batcher_restarts = Counter(
+            "oneslate_batcher_restarts", "Workers of the batcher that died and were replaced.", registry=registry
+        )
         self.events = Counter("oneslate_events", "Events received, by outcome.", ["outcome"], registry=registry)
         self.errors = Counter("oneslate_errors", "Problems answered, by type.", ["type"], registry=registry)
         self.history_errors = Counter(
             "oneslate_history_errors", "Operations that the history store did not answer.", ["operation"],
             registry=registry,
         )  # fmt: skip
+        self.stale_histories = Counter(
+            "oneslate_stale_histories", "Slates made from a copy, because the history store did not answer.",
+            registry=registry,
+        )  # fmt: skip
+        self.history_asked = Gauge(
+            "oneslate_history_asked", "0 while the history store is left alone because it fails.", registry=registry
+        )
         self.item_changes = Counter(
             "oneslate_item_changes", "Changes of items received here, by outcome.", ["outcome"], registry=registry
         )
@@ -75,9 +88,12 @@ class Metrics:
         for stage, value in zip(self._stages, seconds, strict=True):
             stage.observe(value)
 
-    def watch(self, queue_depth: Callable[[], int], ready: Callable[[], bool]) -> None:
-        """Reads these two when scraped."""
+    def watch(
+        self, queue_depth: Callable[[], int], history_asked: Callable[[], bool], ready: Callable[[], bool]
+    ) -> None:
+        """Reads these when scraped."""
         self.queue_depth.set_function(queue_depth)
+        self.history_asked.set_function(lambda: float(history_asked()))
         self.ready.set_function(lambda: float(ready()))
 
     def render(self) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from itertools import product
 from typing import Final
@@ -15,6 +16,7 @@ from service.errors import BundleError, RunnerError
 from service.history import HistoryLimits, HistoryStore, MemoryHistoryStore
 from service.inference.fake_runner import FakeRunner, fake_catalog, fake_encoder, fake_manifest
 from service.inference.features import RequestInputs, build_batch
+from service.inference.pace import Pace
 from service.inference.runner import Runner
 from service.settings import HistorySettings, Settings
 
@@ -93,20 +95,47 @@ def _load_engine(settings: Settings, bundle: Bundle, engine: Engine, precision: 
     return runner
 
 
-def warm_up(runner: Runner, snapshot: CatalogSnapshot, max_batch_size: int, purposes: Sequence[Purpose]) -> None:
-    """Loads graphs and runs the smallest and the largest shapes once, so that no request pays for first allocations."""
-    purposes = [purpose for purpose in purposes if purpose in runner.manifest.graphs]
-    for purpose, num_events in product(purposes, (0, runner.manifest.history_length)):
-        events = RequestInputs(
-            item_keys_E=np.zeros(num_events, dtype=np.uint64),
-            timestamps_ms_E=np.zeros(num_events, dtype=np.int64),
-            actions_E=np.ones(num_events, dtype=np.int32),
-            values_E=np.full(num_events, np.nan, dtype=np.float32),
-            now_ms=0,
-            purpose=purpose,
-        )
-        for batch_size in (1, max_batch_size):
-            runner.run(build_batch([events] * batch_size, snapshot, runner.manifest, max_batch_size))
+def warm_up(
+    runner: Runner,
+    snapshot: CatalogSnapshot,
+    max_batch_size: int,
+    purposes: Sequence[Purpose],
+    min_beam_width: int | None = None,
+) -> Pace:
+    """Loads graphs and runs the smallest and the largest shapes, so that no request pays for first allocations.
+
+    Returns how long those runs took, the second time.
+    """
+    pace, manifest = Pace(max_batch_size), runner.manifest
+    for purpose in [purpose for purpose in purposes if purpose in manifest.graphs]:
+        widths = [manifest.beam_width]
+        while purpose == "generator" and min_beam_width is not None and widths[-1] > min_beam_width:
+            widths.append(max(min_beam_width, widths[-1] // 2))
+        for beam_width, batch_size in product(widths, sorted({1, max_batch_size})):
+            for num_events in (0, manifest.history_length, manifest.history_length):
+                batch = build_batch(
+                    [_request(num_events, purpose)] * batch_size,
+                    snapshot,
+                    manifest,
+                    max_batch_size,
+                    beam_width=beam_width,
+                )
+                started_s = time.monotonic()
+                runner.run(batch)
+                took_s = time.monotonic() - started_s
+            pace.learn(purpose, batch_size, beam_width, took_s)
+    return pace
+
+
+def _request(num_events: int, purpose: Purpose) -> RequestInputs:
+    return RequestInputs(
+        item_keys_E=np.zeros(num_events, dtype=np.uint64),
+        timestamps_ms_E=np.zeros(num_events, dtype=np.int64),
+        actions_E=np.ones(num_events, dtype=np.int32),
+        values_E=np.full(num_events, np.nan, dtype=np.float32),
+        now_ms=0,
+        purpose=purpose,
+    )
 
 
 async def redis_url(settings: HistorySettings) -> str | None:

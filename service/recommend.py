@@ -21,7 +21,7 @@ from service.catalog import CatalogSnapshot, TagFilter
 from service.domain import RankedSlate, Slate, SlateItem, item_key
 from service.domain.explanation import ExplainedItem
 from service.errors import DeadlineExceeded, HistoryUnavailable, Overloaded, RunnerError
-from service.history import HistoryStore, ShownRecorder, ShownSlate, UserHistory, shown_until
+from service.history import GuardedHistoryStore, ShownRecorder, ShownSlate, UserHistory, shown_until
 from service.inference.batcher import Answer, Batcher
 from service.inference.choice import slates_of
 from service.inference.explain import explanation_of
@@ -34,15 +34,17 @@ _log = logging.getLogger(__name__)
 MODEL_UNAVAILABLE: Final = "model_unavailable"
 DEADLINE: Final = "deadline"
 HISTORY_UNAVAILABLE: Final = "history_unavailable"
+STALE_HISTORY: Final = "stale_history"
 UNKNOWN_CONTINUATION: Final = "unknown_continuation"
 TOO_FEW_ITEMS: Final = "too_few_items"
 NOT_EXPLAINED: Final = "not_explained"
 COLD_START: Final = "cold_start"
 REASONS: Final = (
-    MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, UNKNOWN_CONTINUATION, TOO_FEW_ITEMS, NOT_EXPLAINED, COLD_START
+    MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, STALE_HISTORY, UNKNOWN_CONTINUATION, TOO_FEW_ITEMS,
+    NOT_EXPLAINED, COLD_START,
 )  # fmt: skip
 """The most severe first; an answer gives the first that holds."""
-_DEGRADED: Final = frozenset({MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, UNKNOWN_CONTINUATION})
+_DEGRADED: Final = frozenset({MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, STALE_HISTORY, UNKNOWN_CONTINUATION})
 
 _ANSWER_RESERVE_S: Final = 0.002
 """Kept back from the deadline for the popular slate and its way out."""
@@ -87,6 +89,8 @@ class RecommendQuery:
     explain: bool = False
     """Whether to say why the slate came out as it did; the bundle has the graph for it."""
     deadline_ms: float
+    tenant: str = ""
+    """Whose request it is: tenants take turns in the queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +130,7 @@ class Recommender:
     def __init__(
         self,
         *,
-        store: HistoryStore,
+        store: GuardedHistoryStore,
         batcher: Batcher,
         manifest: Manifest,
         catalog: Callable[[], CatalogSnapshot],
@@ -155,7 +159,7 @@ class Recommender:
         deadline_s = started_s + query.deadline_ms / 1000 - _ANSWER_RESERVE_S
         course = _Course(started_s, deadline_s, time.time_ns() // 1_000_000)
         inputs = await self._inputs(query, course)
-        answer = await self._decode(inputs, course)
+        answer = await self._decode(inputs, course, query.tenant)
         if answer is None:
             snapshot, items = self._popular_items(inputs, query.slate_size)
             slates: list[RankedSlate] = []
@@ -165,7 +169,7 @@ class Recommender:
                 answer.beams, snapshot, query.slate_size, query.num_slates, choice, diversity=query.diversity
             )
             items = slates[0].items
-        explanation = await self._explain(inputs, slates, course) if query.explain else None
+        explanation = await self._explain(inputs, slates, course, query.tenant) if query.explain else None
         if len(items) < query.slate_size:
             course.reasons.add(TOO_FEW_ITEMS)
         slate = Slate(
@@ -185,12 +189,12 @@ class Recommender:
         )
         return self._finish(query, slate, answer, course)
 
-    async def _decode(self, inputs: RequestInputs, course: _Course) -> Answer | None:
+    async def _decode(self, inputs: RequestInputs, course: _Course, tenant: str) -> Answer | None:
         """What the model writes; None, and a note in `course`, where it does not."""
         if DEADLINE in course.reasons:
             return None
         try:
-            return await self._batcher.submit(inputs, course.deadline_s)
+            return await self._batcher.submit(inputs, course.deadline_s, tenant)
         except DeadlineExceeded:
             course.reasons.add(DEADLINE)
         except RunnerError:
@@ -198,7 +202,7 @@ class Recommender:
         return None
 
     async def _explain(
-        self, inputs: RequestInputs, slates: Sequence[RankedSlate], course: _Course
+        self, inputs: RequestInputs, slates: Sequence[RankedSlate], course: _Course, tenant: str
     ) -> tuple[ExplainedItem, ...] | None:
         """Why the best slate came out: a second run through the queue, within what is left of the deadline.
 
@@ -210,7 +214,7 @@ class Recommender:
         keys_K = _keys([item.item_id for item in slates[0].items])
         request = replace(inputs, purpose="explain", forced_keys_K=keys_K)
         try:
-            answer = await self._batcher.submit(request, course.deadline_s)
+            answer = await self._batcher.submit(request, course.deadline_s, tenant)
         except (DeadlineExceeded, RunnerError, Overloaded):
             course.reasons.add(NOT_EXPLAINED)
             return None
@@ -270,9 +274,12 @@ class Recommender:
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(course.deadline_s - began_s):
-                if query.continue_from is None:
-                    return await self._store.read(query.user_id, course.now_ms)
-                return await self._store.read(query.user_id, course.now_ms, with_shown=True)
+                with_shown = query.continue_from is not None
+                stored = await self._store.read_or_copy(query.user_id, course.now_ms, with_shown=with_shown)
+            if stored.stale_s:
+                self._metrics.stale_histories.inc()
+                course.reasons.add(STALE_HISTORY)
+            return stored
         except HistoryUnavailable as error:
             self._metrics.history_errors.labels("read").inc()
             _log.warning("answering without history: %s", error)
@@ -307,6 +314,7 @@ class Recommender:
             tag_filter=query.tag_filter,
             max_per_group=query.max_per_group,
             diversity=query.diversity,
+            num_slates=query.num_slates,
             now_ms=course.now_ms,
         )
 
@@ -328,6 +336,7 @@ class Recommender:
             tag_filter=query.tag_filter,
             max_per_group=query.max_per_group,
             diversity=query.diversity,
+            num_slates=query.num_slates,
             now_ms=course.now_ms,
         )
 
@@ -358,6 +367,7 @@ def _without_events(excluded: npt.NDArray[np.uint64], query: RecommendQuery, cou
         tag_filter=query.tag_filter,
         max_per_group=query.max_per_group,
         diversity=query.diversity,
+        num_slates=query.num_slates,
         now_ms=course.now_ms,
     )
 

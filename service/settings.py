@@ -44,6 +44,10 @@ class HistorySettings(_Group):
     """How long the slates that a user was shown are kept after the last of them, for `continue_from`; 0: not at all."""
     shown_bytes: int = Field(default=4096, ge=512, le=1_000_000)
     """Of them the newest, up to so many bytes per user: 33 for a slate and 8 for each of its items."""
+    stale_s: float = Field(default=60.0, ge=0, le=60)
+    """How old a copy of a history in this process may be that stands in while the store does not answer; 0: none."""
+    copy_bytes: int = Field(default=64_000_000, ge=0)
+    """Of all copies together."""
     connect_timeout_ms: int = Field(default=50, ge=1, le=60_000)
     read_timeout_ms: int = Field(default=50, ge=1, le=60_000)
     max_connections: int = Field(default=64, ge=1, le=4096)
@@ -76,7 +80,15 @@ class BatchSettings(_Group):
     max_wait_ms: float = Field(default=0.0, ge=0, le=1000)
     """How long an idle worker waits for company; 0: it starts at once."""
     queue_limit: int = Field(default=256, ge=1, le=100_000)
-    """Most requests that wait; further ones are answered 429."""
+    """Most requests that wait; further ones are answered 429, as are those that the queue would make late."""
+    narrow_to: float = Field(default=0.25, gt=0, le=1)
+    """How narrow beams become while more than one batch waits, as a share of the model's; 1: they stay as they are."""
+    stuck_s: float = Field(default=30.0, gt=0)
+    """A run that takes longer makes the service not ready."""
+
+    def min_beam_width(self, beam_width: int) -> int:
+        """The narrowest of a model with beams so wide."""
+        return max(1, round(beam_width * self.narrow_to))
 
 
 class LimitSettings(_Group):

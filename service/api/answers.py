@@ -88,6 +88,7 @@ class RecommendAnswer(AnswerModel):
             "model_unavailable",
             "deadline",
             "history_unavailable",
+            "stale_history",
             "unknown_continuation",
             "too_few_items",
             "not_explained",
@@ -219,7 +220,7 @@ class LiveAnswer(AnswerModel):
     status: Literal["ok"]
 
 
-NotReadyReason = Literal["starting", "stopping", "inference_worker_gone"]
+NotReadyReason = Literal["starting", "stopping", "inference_worker_gone", "inference_stuck"]
 
 
 class ReadyAnswer(AnswerModel):

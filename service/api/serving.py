@@ -44,6 +44,8 @@ class Serving:
             reasons.append("stopping")
         if not self.batcher.alive:
             reasons.append("inference_worker_gone")
+        if self.batcher.running_s > self.settings.batch.stuck_s:
+            reasons.append("inference_stuck")
         return reasons
 
 

@@ -20,7 +20,7 @@ from zlib import crc32
 
 from service.connection import ConnectionLimits, RedisConnection, ScriptCall
 from service.domain import Event
-from service.errors import HistoryUnavailable
+from service.errors import HistoryDamaged, HistoryUnavailable
 from service.history.actions import ActionRegistry
 from service.history.admission import no_room_for_action, pack, refusal
 from service.history.codec import ENTRY_BYTES, FORMAT_VERSION, SEEN_BYTES, decode_entries, decode_seen
@@ -120,7 +120,7 @@ class RedisHistoryStore:
             seen_S = decode_seen(packed_seen or b"")
             shown = decode_shown(user_id, packed_shown[0] or b"") if with_shown else ()
         except ValueError as error:
-            raise HistoryUnavailable(f"history at {self._connection.target} is damaged: {error}") from error
+            raise HistoryDamaged(f"history at {self._connection.target} is damaged: {error}") from error
         entries_N = entries_N[entries_N["timestamp_ms"].searchsorted(oldest_ms) :]
         await self._know_actions(entries_N, seen_S)
         return UserHistory(entries_N, seen_S, self._actions.names, shown)
@@ -130,9 +130,7 @@ class RedisHistoryStore:
         if largest >= len(self._actions.names):
             await self._actions.refresh()
             if largest >= len(self._actions.names):
-                raise HistoryUnavailable(
-                    f"history at {self._connection.target} names action {largest}, never registered"
-                )
+                raise HistoryDamaged(f"history at {self._connection.target} names action {largest}, never registered")
 
     async def delete(self, user_id: str) -> bool:
         """See HistoryStore."""

@@ -91,6 +91,8 @@ class UserHistory:
     """Name of each action number. The same tuple as long as no action is added: tables built from it may be kept."""
     shown: tuple[ShownSlate, ...] = ()
     """Where asked for: what the user was shown lately, oldest first."""
+    stale_s: float = 0.0
+    """How long ago it was read, where the store does not answer now; 0: just now."""
 
     @property
     def seen_keys(self) -> NDArray[np.uint64]:

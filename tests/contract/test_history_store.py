@@ -24,7 +24,15 @@ from redis_cluster import cluster
 from service.connection import ConnectionLimits
 from service.domain import Event, HistoryEntry, item_key
 from service.errors import HistoryUnavailable
-from service.history import EventOutcome, HistoryLimits, HistoryStore, MemoryHistoryStore, ShownSlate, UserHistory
+from service.history import (
+    EventOutcome,
+    GuardedHistoryStore,
+    HistoryLimits,
+    HistoryStore,
+    MemoryHistoryStore,
+    ShownSlate,
+    UserHistory,
+)
 from service.history.redis_store import RedisHistoryStore
 from service.history.store import DAY_MS
 
@@ -48,11 +56,14 @@ class Backend:
                 client.flushall()
 
 
-@pytest.fixture(params=["memory", "redis", "cluster"])
+@pytest.fixture(params=["memory", "guarded", "redis", "cluster"])
 def backend(request: pytest.FixtureRequest, closing: Callable[[Any], Any]) -> Backend:
     if request.param == "memory":
         shared = MemoryHistoryStore()
         return Backend("memory", lambda limits: MemoryHistoryStore(limits) if limits else shared)
+    if request.param == "guarded":
+        inner = MemoryHistoryStore()
+        return Backend("memory", lambda limits: GuardedHistoryStore(MemoryHistoryStore(limits) if limits else inner))
     if request.param == "redis":
         url = request.getfixturevalue("redis_url")
         return Backend("redis", lambda limits: closing(RedisHistoryStore(url, limits, PATIENT)), [url])

@@ -81,11 +81,14 @@ def test_slates_go_on_without_redis_and_events_are_refused(
         assert recommend(client)["reason"] is None
         with fault(redis, pid):
             lesser = recommend(client)
-            assert (lesser["source"], lesser["degraded"], lesser["reason"]) == ("model", True, "history_unavailable")
+            assert (lesser["source"], lesser["degraded"], lesser["reason"]) == ("model", True, "stale_history")
             assert len(lesser["items"]) == 5
+            assert not {"item-1", "item-2"} & {item["item_id"] for item in lesser["items"]}
+            unknown = recommend(client, user_id="someone else")
+            assert (unknown["source"], unknown["degraded"], unknown["reason"]) == ("model", True, "history_unavailable")
             tight = recommend(client, deadline_ms=100)
             assert tight["degraded"]
-            assert tight["reason"] in {"history_unavailable", "deadline"}
+            assert tight["reason"] in {"stale_history", "deadline"}
             assert recommend(client, history=[{"item_id": "item-9", "timestamp": 0}])["reason"] is None
             for answer in (
                 client.post("/v1/events", json=events_of("item-3")),

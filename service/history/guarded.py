@@ -1,0 +1,159 @@
+"""A history store behind a circuit breaker, with a copy of what was read lately for when it does not answer.
+
+A failing store costs the first few requests their timeout, then none. Who can do with an older history gets the copy
+that this process read last, if it is young enough; it says how old it is (`UserHistory.stale_s`).
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from service.domain import Event
+from service.errors import HistoryDamaged, HistoryUnavailable
+from service.history.breaker import CircuitBreaker, State
+from service.history.store import Durability, EventOutcome, HistoryStore, ShownSlate, UserHistory
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyLimits:
+    """Which copies are kept."""
+
+    max_age_s: float = 60.0
+    """Older ones are of no use."""
+    max_bytes: int = 64_000_000
+    """Of all together: the arrays, and `_OVERHEAD_BYTES` for each."""
+
+
+_OVERHEAD_BYTES = 600
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    history: UserHistory
+    read_s: float
+    num_bytes: int
+
+
+class GuardedHistoryStore:
+    """A HistoryStore around another one."""
+
+    def __init__(
+        self,
+        store: HistoryStore,
+        *,
+        limits: CopyLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: in seconds."""
+        self._store = store
+        # A store that takes no writes (full, or a replica) may still be read.
+        self._reads, self._writes = CircuitBreaker(clock=clock), CircuitBreaker(clock=clock)
+        self._limits = limits or CopyLimits()
+        self._clock = clock
+        self._copies: OrderedDict[str, _Copy] = OrderedDict()
+        self._num_bytes = 0
+        self._num_forgotten = 0
+
+    @property
+    def is_asked(self) -> bool:
+        """False while the circuit of reads or of writes is not closed."""
+        return self._reads.state is self._writes.state is State.CLOSED
+
+    @property
+    def num_copies(self) -> int:
+        """Histories of which there is a copy."""
+        return len(self._copies)
+
+    async def append(self, events: Sequence[Event], now_ms: int) -> list[EventOutcome]:
+        """See HistoryStore."""
+        return await self._ask(self._writes, lambda: self._store.append(events, now_ms))
+
+    async def remember(self, slates: Sequence[ShownSlate]) -> None:
+        """See HistoryStore."""
+        await self._ask(self._writes, lambda: self._store.remember(slates))
+
+    async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
+        """See HistoryStore; what was read is kept as a copy."""
+        num_forgotten = self._num_forgotten
+        history = await self._ask(self._reads, lambda: self._store.read(user_id, now_ms, with_shown=with_shown))
+        if num_forgotten == self._num_forgotten:  # else it may be somebody's who was forgotten meanwhile
+            self._keep(user_id, history)
+        return history
+
+    async def read_or_copy(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
+        """As `read`; where the store does not answer, the copy that was read last, if it is young enough."""
+        try:
+            return await self.read(user_id, now_ms, with_shown=with_shown)
+        except HistoryUnavailable:
+            if (copy := self._copy(user_id)) is None:
+                raise
+            return copy
+
+    async def delete(self, user_id: str) -> bool:
+        """See HistoryStore. The copy goes first, whatever the store says, and once more afterwards."""
+        self._num_forgotten += 1
+        self._drop(user_id)
+        try:
+            return await self._ask(self._writes, lambda: self._store.delete(user_id))
+        finally:
+            self._num_forgotten += 1
+            self._drop(user_id)
+
+    async def ping(self) -> float:
+        """See HistoryStore."""
+        return await self._ask(self._reads, self._store.ping)
+
+    async def durability(self) -> Durability:
+        """See HistoryStore."""
+        return await self._ask(self._reads, self._store.durability)
+
+    async def close(self) -> None:
+        """See HistoryStore."""
+        self._copies.clear()
+        self._num_bytes = 0
+        await self._store.close()
+
+    @staticmethod
+    async def _ask(breaker: CircuitBreaker, call: Callable[[], Awaitable[Result]]) -> Result:
+        if not breaker.may_ask():
+            raise HistoryUnavailable("the history store is not asked: it did not answer just now")
+        try:
+            result = await call()
+        except HistoryDamaged:
+            breaker.succeeded()
+            raise
+        except HistoryUnavailable:
+            breaker.failed()
+            raise
+        breaker.succeeded()
+        return result
+
+    def _copy(self, user_id: str) -> UserHistory | None:
+        copy = self._copies.get(user_id)
+        if copy is None:
+            return None
+        age_s = self._clock() - copy.read_s
+        if age_s >= self._limits.max_age_s:
+            self._drop(user_id)
+            return None
+        return replace(copy.history, stale_s=age_s)
+
+    def _keep(self, user_id: str, history: UserHistory) -> None:
+        self._drop(user_id)
+        num_bytes = _OVERHEAD_BYTES + history.entries_N.nbytes + history.seen_S.nbytes
+        self._copies[user_id] = _Copy(history, self._clock(), num_bytes)
+        self._num_bytes += num_bytes
+        oldest_s = self._clock() - self._limits.max_age_s
+        while self._copies:
+            user, copy = next(iter(self._copies.items()))
+            if self._num_bytes <= self._limits.max_bytes and copy.read_s >= oldest_s:
+                break
+            self._drop(user)
+
+    def _drop(self, user_id: str) -> None:
+        if (copy := self._copies.pop(user_id, None)) is not None:
+            self._num_bytes -= copy.num_bytes
