@@ -12,6 +12,9 @@ FORMAT ?= movielens
 # Tests that need a GPU or a Debian package are deselected unless asked for: make test MARKS=gpu
 MARKS ?= not gpu and not chromium and not prometheus
 PYTEST_ARGS ?=
+# Processes that share the tests; 0: this one alone, as a debugger wants it. Each computes with one thread: torch's
+# threads spin, and two processes of two threads on two cores take longer than one.
+WORKERS ?= 2
 
 BIN := .venv/bin
 # The constraints hold for the build's own requirements too (the second name is that of pip 25.3 and later).
@@ -34,7 +37,7 @@ demo: .venv/demo.stamp
 		$(if $(DATA),--data '$(DATA)' --format '$(FORMAT)')
 
 test: .venv/all.stamp
-	@$(BIN)/python -m pytest -m '$(MARKS)' $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(MARKS)' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: .venv/all.stamp
 	@$(BIN)/ruff check .

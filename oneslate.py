@@ -31,6 +31,8 @@ cli = typer.Typer(
 )
 bench_cli = typer.Typer(no_args_is_help=True, help="Measure: rivals in the same run, one JSON line at the end.")
 cli.add_typer(bench_cli, name="bench")
+keys_cli = typer.Typer(no_args_is_help=True, help="API keys: a file that the service reads, and reads again.")
+cli.add_typer(keys_cli, name="keys", rich_help_panel="Online")
 
 Recipe = Annotated[
     str, typer.Option("--recipe", "-r", help="Name of a recipe (`demo`, `industrial`, ...) or path of a .toml file.")
@@ -53,6 +55,7 @@ _EXTRA = {
 }
 """Packages that another extra than `train` brings."""
 
+KeyFile = Annotated[Path, typer.Option("--file", help="File of keys, as ONESLATE_KEYS_FILE.")]
 Record = Annotated[bool, typer.Option("--record", help="Append the run to results/ (then `oneslate results`).")]
 
 
@@ -358,6 +361,79 @@ DecodeWorkloadName = Literal[
 ]
 
 
+@keys_cli.command("new")
+def new_key(
+    name: Annotated[str, typer.Option(help="Of the client; give it again to rotate its key.")],
+    scopes: Annotated[
+        list[str], typer.Option("--scope", help="`recommend`, `events`, `items` or `admin`; repeatable.")
+    ],
+    file: KeyFile = Path("keys.json"),
+    user_id: Annotated[str | None, typer.Option(help="The only user whose data the key reaches.")] = None,
+    requests_per_s: Annotated[float | None, typer.Option("--rate", help="Requests a second; default: any.")] = None,
+    burst: Annotated[int | None, typer.Option(help="Requests at once after a pause; default: a second's.")] = None,
+) -> None:
+    """Adds a key to the file, which is made if need be, and prints its token: this once, and nowhere else.
+
+    Example: `oneslate keys new --name shop --scope recommend --scope events --rate 200`
+    """
+    from pydantic import ValidationError
+
+    from service.keys import ApiKey, digest, new_token, read_keys, write_keys
+
+    token = new_token()
+    try:
+        key = ApiKey(
+            name=name,
+            sha256=digest(token),
+            scopes=tuple(scopes),  # type: ignore[arg-type]
+            user_id=user_id,
+            requests_per_s=requests_per_s,
+            burst=burst,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        fail(f"{first['loc'][0]}: {first['msg']}", usage=True)
+    write_keys(file, [*(read_keys(file) if file.exists() else ()), key])
+    typer.echo(token)
+
+
+@keys_cli.command("list")
+def list_keys(file: KeyFile = Path("keys.json")) -> None:
+    """Shows whose keys the file holds, without anything that would let somebody in.
+
+    Example: `oneslate keys list --file keys.json`
+    """
+    from rich.table import Table
+
+    from service.keys import read_keys
+
+    table = Table("name", "scopes", "user", "requests a second", "digest begins")
+    for key in read_keys(file):
+        rate = "any" if key.requests_per_s is None else f"{key.requests_per_s:g}"
+        table.add_row(key.name, " ".join(key.scopes), key.user_id or "all", rate, key.sha256[:8])
+    Console().print(table)
+
+
+@keys_cli.command("revoke")
+def revoke_key(
+    begins: Annotated[str, typer.Argument(help="A name, or how a digest begins (`oneslate keys list`).")],
+    file: KeyFile = Path("keys.json"),
+) -> None:
+    """Takes keys out of the file: all of a name, or the one of a digest. Services refuse them within a second or two.
+
+    Example: `oneslate keys revoke 3f9a02bd`
+    """
+    from service.keys import read_keys, write_keys
+
+    keys = read_keys(file)
+    gone = [key for key in keys if key.name == begins or (len(begins) >= 4 and key.sha256.startswith(begins))]
+    if not gone:
+        fail(f"{file}: no key of this name, and no digest that begins so")
+    write_keys(file, [key for key in keys if key not in gone])
+    for key in gone:
+        typer.echo(f"revoked {key.name} {key.sha256[:8]}")
+
+
 @bench_cli.command("decode")
 def bench_decode(
     workload: Annotated[DecodeWorkloadName, typer.Option(help="What to measure.")] = "item",
@@ -390,6 +466,17 @@ def bench_http(record: Record = False) -> None:
     from loadtests.bench import http
 
     http.run(record=record)
+
+
+@bench_cli.command("overload")
+def bench_overload(record: Record = False) -> None:
+    """Three times the capacity for a minute: what is answered in time, what the rest is told, how soon all is well.
+
+    Example: `oneslate bench overload --record`
+    """
+    from loadtests.bench import overload
+
+    overload.run(record=record)
 
 
 @bench_cli.command("live")

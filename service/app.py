@@ -5,33 +5,36 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import get_args
+from functools import partial
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
 
-from service.api import catalog, events, items, operations, recommend, similar, users
+from service.api import catalog, events, items, models, operations, recommend, similar, users
 from service.api.context import RequestContext
 from service.api.openapi import describe
-from service.api.operations import package_version
 from service.api.replies import add_handlers
 from service.api.serving import Serving
-from service.bundle.manifest import Purpose
-from service.catalog import CatalogLog, LiveCatalog
-from service.errors import CatalogError, CatalogUnavailable
+from service.bundle.reader import read_manifest
+from service.catalog import CatalogLog
+from service.errors import KeyFileError
 from service.history import CopyLimits, GuardedHistoryStore, HistoryStore, ShownRecorder
-from service.inference.batcher import Batcher
 from service.inference.runner import Runner
-from service.items import CatalogFollower, ItemWriter
+from service.keys import KeyRing
 from service.logs import configure_logging
 from service.metrics import Metrics
-from service.opening import open_catalog_log, open_history, open_model, redis_url, warm_up
-from service.recommend import Recommender
-from service.settings import CatalogSettings, Settings
+from service.models import Models
+from service.models.check import check_aside
+from service.models.opened import Surroundings, open_registry, open_states, opened_model
+from service.opening import open_history, redis_url
+from service.settings import Settings
+from service.version import package_version
 
 _log = logging.getLogger(__name__)
+_KEYS_EVERY_S: Final = 1.0
 
 
 def create_app(
@@ -74,10 +77,20 @@ def create_app(
     )
     app.state.serving = None
     app.state.metrics = metrics
-    app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.limits.body_bytes)
+    app.add_middleware(
+        RequestContext,
+        metrics=metrics,
+        max_body_bytes=settings.limits.body_bytes,
+        direct={
+            ("POST", "/v1/recommend"): recommend.recommend,
+            ("POST", "/v1/recommend/batch"): recommend.recommend_batch,
+            ("POST", "/v1/events"): events.add_events,
+        },
+        is_crowded=lambda: app.state.serving is not None and app.state.serving.is_crowded(),
+    )
     add_handlers(app, metrics)
     # An item id may hold slashes: what is below an item's own path comes before it.
-    for module in (recommend, events, users, similar, items, catalog, operations):
+    for module in (recommend, events, users, similar, items, catalog, models, operations):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
@@ -163,79 +176,76 @@ async def _serving(
     catalog_log: CatalogLog | None,
 ) -> AsyncIterator[Serving]:
     async with AsyncExitStack() as stack:
-        opened, live = await asyncio.to_thread(open_model, settings, runner)
-        purposes = get_args(Purpose) if settings.load_graphs == "start" else ("generator",)
-        min_beam_width = settings.batch.min_beam_width(opened.manifest.beam_width)
-        pace = await asyncio.to_thread(
-            warm_up, opened, live.snapshot, settings.batch.max_size, purposes, min_beam_width
-        )
+        keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
+        if keys is not None:
+            await stack.enter_async_context(_refreshed(keys, metrics))
+        if settings.bundle is not None:  # before a Redis is started for nothing
+            await asyncio.to_thread(read_manifest, settings.bundle / "manifest.json")
         url = await redis_url(settings.history) if history is None else None
+        registry = open_registry(settings, url)
         if history is None:
             history = open_history(settings.history, url)
             stack.push_async_callback(history.close)
         guarded = GuardedHistoryStore(
             history, limits=CopyLimits(max_age_s=settings.history.stale_s, max_bytes=settings.history.copy_bytes)
         )
-        if catalog_log is None:
-            catalog_log = open_catalog_log(settings, url, opened.manifest.model_version)
-            stack.push_async_callback(catalog_log.close)
-        items = await stack.enter_async_context(_following(settings.catalog, catalog_log, live, opened, metrics))
         shown = ShownRecorder(guarded, metrics) if settings.history.shown_ttl_s else None
         if shown is not None:
             stack.push_async_callback(shown.close)
-        batcher = Batcher(
-            opened,
-            lambda: live.snapshot,
-            metrics,
-            pace=pace,
-            max_batch_size=settings.batch.max_size,
-            max_wait_s=settings.batch.max_wait_ms / 1000,
-            queue_limit=settings.batch.queue_limit,
-            min_beam_width=min_beam_width,
-        )
-        stack.push_async_callback(batcher.close, settings.drain_s)
-        recommender = Recommender(
-            store=guarded,
-            batcher=batcher,
-            manifest=opened.manifest,
-            catalog=lambda: live.snapshot,
+        around = Surroundings(
+            settings=settings,
             metrics=metrics,
+            store=guarded,
             shown=shown,
+            redis_url=url,
+            runner=runner,
+            catalog_log=catalog_log,
+        )
+        states = open_states(settings, url)
+        stack.push_async_callback(states.close)
+        in_service = await stack.enter_async_context(
+            Models.opened(registry, states, partial(opened_model, around), partial(check_aside, settings), metrics)
         )
         serving = Serving(
             settings=settings,
-            runner=opened,
-            live=live,
-            items=items,
+            models=in_service,
             store=guarded,
-            batcher=batcher,
-            recommender=recommender,
             metrics=metrics,
+            keys=keys,
             filters={name: named.tag_filter() for name, named in settings.filters.items()},
         )
-        metrics.watch(lambda: batcher.queue_depth, lambda: guarded.is_asked, lambda: not serving.not_ready_reasons())
-        metrics.build.labels(package_version(), opened.manifest.model_version, opened.provider).set(1)
-        _log.info("model %s, catalog %s", opened.manifest.model_version, live.snapshot.version)
-        yield serving
+        metrics.watch(
+            lambda: sum(model.batcher.queue_depth for model in in_service.loaded()),
+            lambda: guarded.is_asked,
+            lambda: not serving.not_ready_reasons(),
+        )
+        async with _running(serving.lag.measure(), "loop lag"):
+            yield serving
 
 
 @asynccontextmanager
-async def _following(
-    settings: CatalogSettings, log: CatalogLog, live: LiveCatalog, runner: Runner, metrics: Metrics
-) -> AsyncIterator[ItemWriter]:
-    """Brings the catalog to the end of its log, keeps it there, and gives what writes to it."""
-    follower = CatalogFollower(log, live, metrics, poll_s=settings.poll_ms / 1000, merge_s=settings.merge_ms / 1000)
-    writer = ItemWriter(log, live, follower, runner.manifest.max_branch, metrics)
-    follower.adopt = writer.adopt
+async def _refreshed(keys: KeyRing, metrics: Metrics) -> AsyncIterator[None]:
+    """Keeps the keys as their file has them."""
+
+    async def refresh() -> None:
+        while True:
+            await asyncio.sleep(_KEYS_EVERY_S)
+            try:
+                await asyncio.to_thread(keys.refresh)
+            except KeyFileError as error:
+                metrics.key_file_errors.inc()
+                _log.error("the API keys of before stay in force: %s", error)
+
+    async with _running(refresh(), "API keys"):
+        yield
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Work that goes on beside, and ends with the block."""
+    task = asyncio.create_task(work, name=name)
     try:
-        await follower.catch_up()
-    except (CatalogUnavailable, CatalogError) as error:
-        # Slates of the bundle's own items are better than none; the follower keeps trying.
-        _log.warning("starting with the bundle's own items: %s", error)
-    task = asyncio.create_task(follower.run(), name="catalog follower")
-    try:
-        yield writer
+        yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await follower.close()

@@ -4,10 +4,15 @@ OneSlateError
 |-- BundleError            a bundle that cannot be trusted: hash, schema, golden case
 |-- CatalogError           items or sids that do not make a catalog
 |-- FilterError            a filter that names what does not exist or says nothing legal
+|-- KeyFileError           a file of API keys that cannot be used
 |-- HistoryUnavailable     the history store did not answer in time
 |   `-- HistoryDamaged     it answered what is no history
 |-- CatalogUnavailable     the catalog's log did not answer in time
 |-- CatalogMoved           the catalog was changed meanwhile
+|-- UnknownModel           no registered model has this version
+|-- NoEarlierModel         there is no model to go back to
+|-- ModelsUnavailable      the state of the models cannot be read or changed now
+|   `-- ModelsMoved        it was changed meanwhile, again and again
 |-- Overloaded             not admitted: the queue is full
 |-- DeadlineExceeded       admitted, then out of time
 |-- RunnerError            the inference runner failed or is gone
@@ -32,6 +37,10 @@ class FilterError(OneSlateError, ValueError):
     """A filter names an unknown tag or name, or is empty."""
 
 
+class KeyFileError(OneSlateError, ValueError):
+    """The file of API keys cannot be read, or is not what it should be."""
+
+
 class HistoryUnavailable(OneSlateError):
     """The history store did not answer in time."""
 
@@ -46,6 +55,22 @@ class CatalogUnavailable(OneSlateError):
 
 class CatalogMoved(OneSlateError):
     """The catalog was changed meanwhile: what should have followed its last change was not written."""
+
+
+class UnknownModel(OneSlateError, ValueError):
+    """No registered model has this version."""
+
+
+class NoEarlierModel(OneSlateError, ValueError):
+    """There is no model to go back to."""
+
+
+class ModelsUnavailable(OneSlateError):
+    """The state of the models cannot be read or changed now."""
+
+
+class ModelsMoved(ModelsUnavailable):
+    """The state of the models was changed by others, again and again."""
 
 
 class Overloaded(OneSlateError):

@@ -38,6 +38,9 @@ class Metrics:
         )
         self.events = Counter("oneslate_events", "Events received, by outcome.", ["outcome"], registry=registry)
         self.errors = Counter("oneslate_errors", "Problems answered, by type.", ["type"], registry=registry)
+        self.key_file_errors = Counter(
+            "oneslate_key_file_errors", "Changes of the file of API keys that could not be used.", registry=registry
+        )
         self.history_errors = Counter(
             "oneslate_history_errors", "Operations that the history store did not answer.", ["operation"],
             registry=registry,
@@ -81,12 +84,20 @@ class Metrics:
         self.build = Gauge(
             "oneslate_build_info", "What runs; always 1.", ["version", "model_version", "provider"], registry=registry
         )
+        self.model_errors = Counter(
+            "oneslate_model_errors", "Models that could not be checked, loaded or looked up.", registry=registry
+        )
         self._stages = [self.stage_seconds.labels(stage) for stage in STAGES]
 
     def observe_stages(self, seconds: tuple[float, float, float, float, float]) -> None:
         """One slate's seconds, in the order of STAGES."""
         for stage, value in zip(self._stages, seconds, strict=True):
             stage.observe(value)
+
+    def model_active(self, package: str, model_version: str, provider: str) -> None:
+        """What runs from now on."""
+        self.build.clear()
+        self.build.labels(package, model_version, provider).set(1)
 
     def watch(
         self, queue_depth: Callable[[], int], history_asked: Callable[[], bool], ready: Callable[[], bool]

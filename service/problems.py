@@ -7,7 +7,15 @@ from typing import Any, Final
 
 import orjson
 
-from service.errors import CatalogUnavailable, HistoryUnavailable, OneSlateError, Overloaded
+from service.errors import (
+    CatalogUnavailable,
+    HistoryUnavailable,
+    ModelsUnavailable,
+    NoEarlierModel,
+    OneSlateError,
+    Overloaded,
+    UnknownModel,
+)
 
 MEDIA_TYPE: Final = "application/problem+json"
 _TYPE_PREFIX: Final = "urn:oneslate:problem:"
@@ -28,12 +36,15 @@ class ProblemType:
 
 
 MALFORMED_JSON = ProblemType("malformed-json", 400, "The body is not JSON")
+UNAUTHORIZED = ProblemType("unauthorized", 401, "A key is needed")
+FORBIDDEN = ProblemType("forbidden", 403, "The key does not allow this")
 NOT_FOUND = ProblemType("not-found", 404, "There is nothing here")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The method is not allowed here")
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be application/json")
 INVALID_REQUEST = ProblemType("invalid-request", 422, "The request is not valid")
 OVERLOADED = ProblemType("overloaded", 429, "Too many requests wait already")
+RATE_LIMITED = ProblemType("rate-limited", 429, "The key sends too many requests")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "Something went wrong on our side")
 HISTORY_UNAVAILABLE = ProblemType("history-unavailable", 503, "The history store does not answer")
 CATALOG_UNAVAILABLE = ProblemType("catalog-unavailable", 503, "The catalog's log does not answer")
@@ -42,13 +53,18 @@ NOT_READY = ProblemType("not-ready", 503, "The service is not ready")
 UNKNOWN_ITEM = ProblemType("unknown-item", 422, "The catalog does not hold the item")
 UNKNOWN_VERSION = ProblemType("unknown-version", 409, "The catalog cannot be taken back to this version")
 REFUSED_ITEM = ProblemType("refused-item", 409, "The item cannot be taken into the catalog")
+UNKNOWN_MODEL = ProblemType("unknown-model", 404, "No registered model has this version")
+REFUSED_MODEL = ProblemType("refused-model", 409, "The model cannot be served")
+NO_EARLIER_MODEL = ProblemType("no-earlier-model", 409, "There is no model to go back to")
+MODELS_UNAVAILABLE = ProblemType("models-unavailable", 503, "The state of the models cannot be changed now")
 UNKNOWN_ACTION = ProblemType("unknown-action", 422, "The model does not know the action")
 REFUSED_EVENT = ProblemType("refused-event", 422, "The event cannot be stored")
 
 PROBLEM_TYPES: Final = (
-    MALFORMED_JSON, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, OVERLOADED,
-    INTERNAL_ERROR, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY, UNKNOWN_ITEM, UNKNOWN_VERSION,
-    REFUSED_ITEM, UNKNOWN_ACTION, REFUSED_EVENT,
+    MALFORMED_JSON, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE,
+    INVALID_REQUEST, OVERLOADED, RATE_LIMITED, INTERNAL_ERROR, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY,
+    UNKNOWN_ITEM, UNKNOWN_VERSION, REFUSED_ITEM, UNKNOWN_ACTION, REFUSED_EVENT,
+    UNKNOWN_MODEL, REFUSED_MODEL, NO_EARLIER_MODEL, MODELS_UNAVAILABLE,
 )  # fmt: skip
 """Every type that is ever answered."""
 
@@ -85,6 +101,11 @@ class Problem:
             members["request_id"] = request_id
         return members
 
+    def below(self, pointer: str) -> "Problem":
+        """The same problem of a part of a larger body: places in the part become places in the body."""
+        errors = [FieldError(pointer + error.pointer, error.detail) for error in self.errors]
+        return Problem(self.type, self.detail, errors, self.headers)
+
     def body(self, request_id: str = "") -> bytes:
         """The JSON text."""
         return orjson.dumps(self.members(request_id))
@@ -104,9 +125,22 @@ def problem_of(error: Exception) -> Problem:
         return error.problem
     if isinstance(error, Overloaded):
         return Problem(OVERLOADED, str(error), headers={"Retry-After": str(max(1, ceil(error.retry_after_s)))})
-    if isinstance(error, HistoryUnavailable):
-        # The message names hosts; it goes to the log.
-        return Problem(HISTORY_UNAVAILABLE, "The history store did not answer in time; nothing was acknowledged.")
-    if isinstance(error, CatalogUnavailable):
-        return Problem(CATALOG_UNAVAILABLE, "The catalog's log did not answer in time; sending all again does no harm.")
+    for kind, problem, detail in _OF_ERRORS:
+        if isinstance(error, kind):
+            return Problem(problem, detail or str(error))
     return Problem(INTERNAL_ERROR, "The error is logged under the request id.")
+
+
+_OF_ERRORS: Final[tuple[tuple[type[Exception], ProblemType, str], ...]] = (
+    # Messages of what is unavailable name hosts; they go to the log.
+    (HistoryUnavailable, HISTORY_UNAVAILABLE, "The history store did not answer in time; nothing was acknowledged."),
+    (
+        CatalogUnavailable,
+        CATALOG_UNAVAILABLE,
+        "The catalog's log did not answer in time; sending all again does no harm.",
+    ),
+    (ModelsUnavailable, MODELS_UNAVAILABLE, "The models in service are as before; asking again does no harm."),
+    (UnknownModel, UNKNOWN_MODEL, ""),
+    (NoEarlierModel, NO_EARLIER_MODEL, ""),
+)
+"""What else is raised on purpose, what it becomes, and what is said of it; empty: its own words."""

@@ -7,6 +7,7 @@ nothing is an error. What the model determines stands in the bundle's manifest a
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,8 @@ class LimitSettings(_Group):
     """Item ids in `exclude`."""
     history: int = Field(default=1000, ge=1)
     """Events in `history`."""
+    batch: int = Field(default=64, ge=1)
+    """Requests in one `POST /v1/recommend/batch`."""
     events: int = Field(default=1000, ge=1)
     """Events in one `POST /v1/events`."""
     items: int = Field(default=1000, ge=1)
@@ -149,6 +152,8 @@ class Settings(BaseSettings):
     """0: any free port."""
     bundle: Path | None = None
     """Directory of the bundle to serve."""
+    models_dir: Path | None = None
+    """Folder of bundles, each a folder of its own, that may be activated while the service runs."""
     runner: Literal["auto", "onnx", "openvino", "fake"] = "onnx"
     """`onnx`: ONNX Runtime. `openvino`: OpenVINO (its own extra; no mixture of experts). `auto`:
     what was fastest when the bundle was exported, if it loads here. `fake`: no model; without a bundle, a small catalog
@@ -164,6 +169,10 @@ class Settings(BaseSettings):
     """Threads of one run; 0: as many as there are physical cores."""
     deadline_ms: float = Field(default=500.0, ge=1, le=60_000)
     """For requests that bring none."""
+    keys_file: Path | None = None
+    """JSON file of API keys (`oneslate keys new`), read again when it changes; without it everybody may everything."""
+    allow_anonymous: bool = False
+    """Serve beyond loopback without keys: in a private network, or behind something that knows who calls."""
     history: HistorySettings = HistorySettings()
     catalog: CatalogSettings = CatalogSettings()
     batch: BatchSettings = BatchSettings()
@@ -186,6 +195,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{_PREFIX}PROVIDER={self.provider} needs {_PREFIX}RUNNER=onnx")
         return self
 
+    @model_validator(mode="after")
+    def _nobody_unknown_from_afar(self) -> "Settings":
+        if self.keys_file is None and not self.allow_anonymous and not _is_loopback(self.host):
+            raise ValueError(
+                f"{self.host} can be reached from other machines, and without keys everybody there may read and change "
+                f"everything: set {_PREFIX}KEYS_FILE (`oneslate keys new` makes one), or {_PREFIX}ALLOW_ANONYMOUS=true"
+            )
+        return self
+
     @classmethod
     def load(cls, **overrides: Any) -> "Settings":
         """Reads the environment; `overrides` win over it.
@@ -203,6 +221,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{name}: {message}" if first["loc"] else message) from error
         except SettingsError as error:  # a group or a dictionary that is not JSON
             raise ValueError(f"{error}: it must be JSON") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _refuse_unknown_names(environment: Mapping[str, str]) -> None:

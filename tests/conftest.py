@@ -26,3 +26,15 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+EXPORTED = {"mixture", "dense", "vectors", "dense_vectors", "exported"}
+"""Fixtures whose graphs take half a minute each to export."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests one of several processes runs: a file's together, and those of exported graphs, made once, too."""
+    of_graphs = {item.path for item in items if EXPORTED & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("graphs" if item.path in of_graphs else item.path.name))

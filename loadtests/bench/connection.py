@@ -17,6 +17,8 @@ class Response:
     """What came back."""
 
     status: int
+    head: bytes
+    """Status line and headers, in lower case."""
     body: bytes
 
 
@@ -71,7 +73,7 @@ class Connection(asyncio.Protocol):
         body_start = head_end + len(_HEAD_END)
         if len(self._buffer) < body_start + length:
             return
-        response = Response(int(head[9:12]), self._buffer[body_start : body_start + length])
+        response = Response(int(head[9:12]), head, self._buffer[body_start : body_start + length])
         self._buffer = b""
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(response)

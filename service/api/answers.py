@@ -113,6 +113,21 @@ class RecommendAnswer(AnswerModel):
     took_ms: TookMs
 
 
+class BatchResult(AnswerModel):
+    """What became of one request."""
+
+    status: int = Field(description="As the request alone would have been answered with.")
+    answer: RecommendAnswer | None = Field(description="With status 200.")
+    problem: ProblemBody | None = Field(description="With any other.")
+    retry_after_s: int | None = Field(description="Seconds, with status 429.")
+
+
+class BatchAnswer(AnswerModel):
+    """One result per request, in their order."""
+
+    results: list[BatchResult]
+
+
 class SimilarItemAnswer(AnswerModel):
     """An item that is like another."""
 
@@ -197,6 +212,26 @@ class RollbackAnswer(AnswerModel):
     num_changes: int = Field(description="Items that are as they were then; those that came since are removed.")
 
 
+class ModelAnswer(AnswerModel):
+    """A registered model."""
+
+    model_version: str
+    created: str = Field(description="RFC 3339 time of its export.")
+    slate_size: int
+    metrics: dict[str, float] = Field(description="Of its test, by name.")
+
+
+class ModelsAnswer(AnswerModel):
+    """Which models are in service, and which may be."""
+
+    active: str = Field(description="Answers every user, or all but those of the canary.")
+    canary: str | None = Field(description="Answers a share of users.")
+    canary_share: float
+    previous: list[str] = Field(description="Active before, newest first: what a rollback goes back to.")
+    serving: list[str] = Field(description="What answers on this replica now: it may be a second behind.")
+    models: list[ModelAnswer] = Field(description="What may be activated.")
+
+
 class HistoryEventAnswer(AnswerModel):
     """One event of a stored history."""
 
@@ -228,7 +263,9 @@ class ReadyAnswer(AnswerModel):
 
     status: Literal["ready", "not_ready"]
     reasons: list[NotReadyReason] = Field(description="Why not ready.")
-    degraded: list[Literal["history_unavailable"]] = Field(description="What does not work, while slates still do.")
+    degraded: list[Literal["history_unavailable", "model_not_loaded"]] = Field(
+        description="What does not work, while slates still do."
+    )
 
 
 class VersionAnswer(AnswerModel):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.requests import Request
 
 from service.api.fields import StrictModel
@@ -30,6 +31,19 @@ async def read_json(request: Request, model: type[Body]) -> Body:
         raise ProblemError(Problem(UNSUPPORTED_MEDIA_TYPE, f"Send application/json, {said}."))
     try:
         return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise ProblemError(problem_of_errors(found)) from None
+
+
+def read_part(part: object, model: type[Body]) -> Body:
+    """A part of a body that is JSON already, as a model.
+
+    Raises:
+        ProblemError: not what the model asks.
+    """
+    try:
+        return model.model_validate_json(to_json(part))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         raise ProblemError(problem_of_errors(found)) from None

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api.answers import CatalogAnswer, RollbackAnswer
+from service.api.auth import admit
 from service.api.body import read_json
 from service.api.openapi import json_body, problems
 from service.api.replies import json_response
@@ -17,17 +18,19 @@ router = APIRouter(tags=["items"])
 _MAX_VERSIONS: Final = 1000
 
 
-@router.get("/v1/catalog", response_model=CatalogAnswer, responses=problems(422, 503))
+@router.get("/v1/catalog", response_model=CatalogAnswer, responses=problems(422, 503, scope="items"))
 async def read_catalog(
     request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_VERSIONS, description="Versions to list.")] = 20
 ) -> Response:
     """The catalog in service and its newest versions; any of them can be gone back to."""
-    serving = serving_of(request)
-    entries = await serving.items.newest(limit)
-    snapshot = serving.catalog()
+    admit(request, "items")
+    model = serving_of(request).model
+    with model.in_use():
+        entries = await model.items.newest(limit)
+    snapshot = model.catalog()
     versions = [
         {
-            "catalog_version": serving.live.version_at(entry.position),
+            "catalog_version": model.live.version_at(entry.position),
             "changed_at": entry.written_s,
             "num_changes": entry.num_changes,
         }
@@ -36,7 +39,7 @@ async def read_catalog(
     return json_response(
         {
             "catalog_version": snapshot.version,
-            "bundle_version": serving.live.base_version,
+            "bundle_version": model.live.base_version,
             "num_items": snapshot.num_items,
             "num_shown": int(snapshot.shown_N.sum()),
             "versions": versions,
@@ -47,7 +50,7 @@ async def read_catalog(
 @router.post(
     "/v1/catalog/rollback",
     response_model=RollbackAnswer,
-    responses=problems(400, 409, 413, 415, 422, 503),
+    responses=problems(400, 409, 413, 415, 422, 503, scope="admin"),
     openapi_extra=json_body(RollbackBody),
 )
 async def roll_back(request: Request) -> Response:
@@ -56,13 +59,15 @@ async def roll_back(request: Request) -> Response:
     It is a change like any other: a new version, which can be gone back from in the same way. What it restores stays as
     it is under later bundles, too. Above a thousand items it comes in several steps. 503: ask again, it does no harm.
     """
-    serving = serving_of(request)
+    admit(request, "admin")
     body = await read_json(request, RollbackBody)
-    position = serving.live.position_of(body.catalog_version)
-    done = None if position is None else await serving.items.roll_back(position)
+    model = serving_of(request).model
+    with model.in_use():
+        position = model.live.position_of(body.catalog_version)
+        done = None if position is None else await model.items.roll_back(position)
     if done is None:
         why = "is none of this bundle's" if position is None else "is unknown: the log does not hold what came since"
         detail = f"catalog version {body.catalog_version!r} {why}"
         raise ProblemError(Problem(UNKNOWN_VERSION, detail, [FieldError("/catalog_version", detail)]))
-    answer = {"catalog_version": serving.live.version_at(done.position), "num_changes": done.num_changes}
+    answer = {"catalog_version": model.live.version_at(done.position), "num_changes": done.num_changes}
     return json_response(answer)

@@ -1,29 +1,68 @@
-"""What stands around every request, as one pure ASGI layer: its id, the body limit, metrics, the last error handler."""
+"""What stands around every request, as one pure ASGI layer: its id, the body limit, metrics, the last error handler.
+
+Routes that take most of the traffic are called from here, past the framework's own layers: those cost as much as the
+work that they stand around (docs/decisions/0026). Descriptions and errors are those of every other route.
+"""
 
 import logging
 import re
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.replies import problem_response
+from service.api.replies import noted_response, problem_response
+from service.errors import OneSlateError
 from service.logs import request_id
 from service.metrics import Metrics
-from service.problems import BODY_TOO_LARGE, INTERNAL_ERROR, Problem, ProblemError
+from service.problems import BODY_TOO_LARGE, INTERNAL_ERROR, OVERLOADED, Problem, ProblemError
 
 _log = logging.getLogger("service.requests")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONVERTOR: Final = re.compile(r":\w+}")
+_SECURITY: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+"""Of every answer: it is what it says it is, in no frame, tells no other site its address, and is in no cache."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+_SLATES: Final = frozenset({"/v1/recommend", "/v1/recommend/batch"})
+"""What is refused at the door: to say no there costs a fraction of reading the request first. Events are not."""
+_CROWDED: Final = Problem(OVERLOADED, "More comes than can be read.", headers={"Retry-After": "1"})
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class RequestContext:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        direct: Mapping[tuple[str, str], Endpoint],
+        is_crowded: Callable[[], bool],
+    ) -> None:
+        """Around `app`.
+
+        Args:
+            app: The application.
+            metrics: Requests and errors are counted there.
+            max_body_bytes: Larger bodies are refused.
+            direct: What is called past the framework, by method and path.
+            is_crowded: Whether slates are refused at the door.
+        """
         self._app = app
+        self._direct = direct
+        self._is_crowded = is_crowded
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
@@ -34,13 +73,17 @@ class RequestContext:
             return
         exchange = _Exchange(scope, send)
         request_id.set(exchange.request_id)
+        endpoint = self._direct.get((scope["method"], scope["path"]))
+        app = self._app if endpoint is None else self._called(endpoint)
         try:
-            if exchange.content_length is None:
-                await self._app(scope, self._counted(receive), exchange.send)
+            if scope["path"] in _SLATES and self._is_crowded():
+                await problem_response(_CROWDED, self._metrics)(scope, receive, exchange.send)
+            elif exchange.content_length is None:
+                await app(scope, self._counted(receive), exchange.send)
             elif exchange.content_length > self._max_body_bytes:
                 await problem_response(self._too_large(), self._metrics)(scope, receive, exchange.send)
             else:  # the server holds the body to its announced length
-                await self._app(scope, receive, exchange.send)
+                await app(scope, receive, exchange.send)
         except Exception:
             _log.exception("unexpected error")
             if exchange.status:  # half an answer is out: only a broken connection can tell the client
@@ -49,6 +92,16 @@ class RequestContext:
             await problem_response(problem, self._metrics)(scope, receive, exchange.send)
         finally:
             self._record(scope, exchange)
+
+    def _called(self, endpoint: Endpoint) -> ASGIApp:
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                response = await endpoint(Request(scope, receive))
+            except OneSlateError as error:
+                response = noted_response(error, self._metrics)
+            await response(scope, receive, send)
+
+        return call
 
     def _counted(self, receive: Receive) -> Receive:
         """For a body of unannounced length: ends the request when it grows too large."""
@@ -70,7 +123,8 @@ class RequestContext:
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
         took_s = time.perf_counter() - exchange.started_s
         # Only names that we gave may become labels, or a client could make as many as it likes.
-        route = _CONVERTOR.sub("}", getattr(scope.get("route"), "path", "unmatched"))
+        is_direct = (scope["method"], scope["path"]) in self._direct
+        route = scope["path"] if is_direct else _CONVERTOR.sub("}", getattr(scope.get("route"), "path", "unmatched"))
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, exchange.status or 499).inc()
         self._metrics.request_seconds.labels(route).observe(took_s)
@@ -106,5 +160,5 @@ class _Exchange:
         """Notes the status and adds the request's id."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            message["headers"] = [*message["headers"], *_SECURITY, (b"x-request-id", self.request_id.encode())]
         await self._send(message)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.answers import EventsAnswer
+from service.api.auth import admit
 from service.api.body import invalid, read_json
 from service.api.openapi import json_body, problems
 from service.api.replies import json_response
@@ -16,6 +17,7 @@ from service.api.serving import Serving, serving_of
 from service.domain import Event
 from service.errors import HistoryUnavailable
 from service.history import EventOutcome
+from service.models import Model
 from service.problems import REFUSED_EVENT, UNKNOWN_ACTION, UNKNOWN_ITEM, FieldError, Problem
 
 router = APIRouter(tags=["events"])
@@ -24,17 +26,20 @@ router = APIRouter(tags=["events"])
 @router.post(
     "/v1/events",
     response_model=EventsAnswer,
-    responses=problems(400, 413, 415, 422, 503),
+    responses=problems(400, 413, 415, 422, 503, scope="events"),
     openapi_extra=json_body(EventsBody),
 )
 async def add_events(request: Request) -> Response:
     """Stores events, each once by its `event_id`. 503: none is acknowledged, send all again."""
-    serving = serving_of(request)
+    caller, serving = admit(request, "events"), serving_of(request)
     body = await read_json(request, EventsBody)
     if len(body.events) > (most := serving.settings.limits.events):
         raise invalid("/events", f"at most {most} events, not {len(body.events)}")
-    refused = _refused(body.events, serving)
-    events = [_event(event, serving) for place, event in enumerate(body.events) if place not in refused]
+    for place, event in enumerate(body.events):
+        caller.check_user(event.user_id, f"/events/{place}/user_id")
+    model = serving.model
+    refused = _refused(body.events, model)
+    events = [_event(event, model) for place, event in enumerate(body.events) if place not in refused]
     outcomes = iter(await _append(events, serving))
     results = []
     for place, event in enumerate(body.events):
@@ -55,9 +60,9 @@ async def _append(events: Sequence[Event], serving: Serving) -> Sequence[EventOu
         raise
 
 
-def _refused(events: Sequence[EventBody], serving: Serving) -> Mapping[int, Problem]:
+def _refused(events: Sequence[EventBody], model: Model) -> Mapping[int, Problem]:
     """Problems of the events that name what the catalog or the model does not hold, by place."""
-    snapshot, actions = serving.catalog(), serving.runner.manifest.action_numbers
+    snapshot, actions = model.catalog(), model.manifest.action_numbers
     refused = {}
     for place, event in enumerate(events):
         if snapshot.row_of(event.item_id) is None:
@@ -69,11 +74,11 @@ def _refused(events: Sequence[EventBody], serving: Serving) -> Mapping[int, Prob
     return refused
 
 
-def _event(body: EventBody, serving: Serving) -> Event:
+def _event(body: EventBody, model: Model) -> Event:
     return Event(
         user_id=body.user_id,
         item_id=body.item_id,
-        action=body.action or serving.runner.manifest.default_action,
+        action=body.action or model.manifest.default_action,
         timestamp_ms=body.timestamp,
         value=body.value,
         event_id=body.event_id,

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.answers import CatalogItemAnswer, ItemResult, ItemsAnswer
+from service.api.auth import admit
 from service.api.body import invalid, read_json
 from service.api.openapi import json_body, problems
 from service.api.paths import PathId
@@ -23,16 +24,19 @@ _ROUTE: Final = "/v1/items/{item_id:item_text}"
 @router.post(
     "/v1/items",
     response_model=ItemsAnswer,
-    responses=problems(400, 413, 415, 422, 503),
+    responses=problems(400, 413, 415, 422, 503, scope="items"),
     openapi_extra=json_body(ItemsBody),
 )
 async def change_items(request: Request) -> Response:
     """Adds, changes and removes items, each by itself. 503: send all again, it does no harm."""
+    admit(request, "items")
     serving = serving_of(request)
     body = await read_json(request, ItemsBody)
     if len(body.items) > (most := serving.settings.limits.items):
         raise invalid("/items", f"at most {most} items, not {len(body.items)}")
-    outcomes = await serving.items.write([_change(item) for item in body.items])
+    model = serving.model
+    with model.in_use():
+        outcomes = await model.items.write([_change(item) for item in body.items])
     results = [
         _result(item.item_id, outcome, f"/items/{place}")
         for place, (item, outcome) in enumerate(zip(body.items, outcomes, strict=True))
@@ -40,12 +44,14 @@ async def change_items(request: Request) -> Response:
     return json_response({"results": results})
 
 
-@router.get(_ROUTE, response_model=CatalogItemAnswer, responses=problems(404, 422, 503))
+@router.get(_ROUTE, response_model=CatalogItemAnswer, responses=problems(404, 422, 503, scope="recommend"))
 async def read_item(item_id: PathId, request: Request) -> Response:
     """The item as slates see it now; what was changed through this replica is seen at once."""
-    serving = serving_of(request)
-    await serving.items.settle(item_id)
-    snapshot = serving.catalog()
+    admit(request, "recommend")
+    model = serving_of(request).model
+    with model.in_use():
+        await model.items.settle(item_id)
+    snapshot = model.catalog()
     row = snapshot.row_of(item_id)
     if row is None or snapshot.items[row].removed:
         raise _not_found(item_id, snapshot.version)
@@ -68,7 +74,7 @@ async def read_item(item_id: PathId, request: Request) -> Response:
 @router.put(
     _ROUTE,
     response_model=ItemResult,
-    responses=problems(400, 409, 413, 415, 422, 503),
+    responses=problems(400, 409, 413, 415, 422, 503, scope="items"),
     openapi_extra=json_body(ItemBody),
 )
 async def put_item(item_id: PathId, request: Request) -> Response:
@@ -76,7 +82,7 @@ async def put_item(item_id: PathId, request: Request) -> Response:
 
     Where it has its place stays as it is.
     """
-    serving = serving_of(request)
+    admit(request, "items")
     body = await read_json(request, ItemBody)
     change = ItemChange(
         item_id=item_id,
@@ -88,20 +94,25 @@ async def put_item(item_id: PathId, request: Request) -> Response:
         removed=False,
         embedding=body.embedding or (),
     )
-    [outcome] = await serving.items.write([change])
+    model = serving_of(request).model
+    with model.in_use():
+        [outcome] = await model.items.write([change])
     result = _result(item_id, outcome, "")
     if outcome.status == "refused":
         raise ProblemError(_problem(outcome, ""))
     return json_response(result)
 
 
-@router.delete(_ROUTE, status_code=204, responses=problems(422, 503))
+@router.delete(_ROUTE, status_code=204, responses=problems(422, 503, scope="items"))
 async def remove_item(item_id: PathId, request: Request) -> Response:
     """Takes the item out: it is never recommended again unless it is put back. Also when there is none.
 
     Histories that hold it stay readable.
     """
-    await serving_of(request).items.write([ItemChange(item_id=item_id, removed=True)])
+    admit(request, "items")
+    model = serving_of(request).model
+    with model.in_use():
+        await model.items.write([ItemChange(item_id=item_id, removed=True)])
     return Response(status_code=204)
 
 

@@ -1,6 +1,5 @@
 """What operators and orchestrators ask."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,6 +11,7 @@ from service.api.openapi import problems
 from service.api.replies import json_response
 from service.api.serving import Serving, serving_of
 from service.errors import HistoryUnavailable
+from service.version import package_version
 
 router = APIRouter(tags=["operations"])
 
@@ -40,6 +40,8 @@ async def ready(request: Request) -> Response:
     except HistoryUnavailable:
         serving.metrics.history_errors.labels("ping").inc()
         degraded.append("history_unavailable")
+    if serving.models.missing is not None:
+        degraded.append("model_not_loaded")
     answer = {"status": "not_ready" if reasons else "ready", "reasons": reasons, "degraded": degraded}
     return json_response(answer, 503 if reasons else 200)
 
@@ -54,7 +56,8 @@ async def metrics(request: Request) -> Response:
 async def what_runs(request: Request) -> Response:
     """The service, the model, the catalog, and what an acknowledgement is worth."""
     serving = serving_of(request)
-    manifest, snapshot = serving.runner.manifest, serving.catalog()
+    model = serving.model
+    manifest, snapshot = model.manifest, model.catalog()
     try:
         durability = await serving.store.durability()
     except HistoryUnavailable:
@@ -66,19 +69,11 @@ async def what_runs(request: Request) -> Response:
             "model_version": manifest.model_version,
             "catalog_version": snapshot.version,
             "num_items": snapshot.num_items,
-            "provider": serving.runner.provider,
-            "precision": serving.runner.precision,
+            "provider": model.runner.provider,
+            "precision": model.runner.precision,
             "slate_size": manifest.slate_size,
             "actions": list(manifest.action_numbers),
             "filters": sorted(serving.filters),
             "durability": durability,
         }
     )
-
-
-def package_version() -> str:
-    """Of the installed package; `unknown` when run from a source tree."""
-    try:
-        return version("oneslate")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,5 +1,6 @@
 """`POST /v1/recommend`."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -9,16 +10,19 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.answers import RecommendAnswer
-from service.api.body import invalid, read_json
+from service.api.answers import BatchAnswer, RecommendAnswer
+from service.api.auth import Caller, admit
+from service.api.body import invalid, read_json, read_part
 from service.api.disconnects import ClientGone, while_connected
 from service.api.openapi import json_body, problems
-from service.api.replies import json_response
-from service.api.requests import FilterBody, RecommendBody
+from service.api.replies import json_response, note
+from service.api.requests import BatchBody, FilterBody, RecommendBody
 from service.api.serving import Serving, serving_of
 from service.bundle import Manifest
 from service.catalog import TagFilter
 from service.domain import SlateItem
+from service.models import Model
+from service.problems import problem_of
 from service.recommend import Recommendation, RecommendQuery
 
 router = APIRouter(tags=["recommend"])
@@ -27,28 +31,88 @@ router = APIRouter(tags=["recommend"])
 @router.post(
     "/v1/recommend",
     response_model=RecommendAnswer,
-    responses=problems(400, 413, 415, 422, 429, 503),
+    responses=problems(400, 413, 415, 422, 429, 503, scope="recommend"),
     openapi_extra=json_body(RecommendBody),
 )
 async def recommend(request: Request) -> Response:
     """The user's next slate, within the deadline."""
     started_s = time.monotonic()
-    serving = serving_of(request)
-    query = to_query(await read_json(request, RecommendBody), serving)
+    caller, serving = admit(request, "recommend"), serving_of(request)
+    body = await read_json(request, RecommendBody)
+    model = _model_of(body, serving)
+    query = to_query(body, model, serving, caller)
     try:
-        answer = await while_connected(request, serving.recommender.recommend(query, started_s))
+        with model.in_use():
+            answer = await while_connected(request, model.recommender.recommend(query, started_s))
     except ClientGone:
         return Response(status_code=499)  # nobody reads it; it ends in the metrics
     return json_response(to_members(answer))
 
 
-def to_query(body: RecommendBody, serving: Serving) -> RecommendQuery:
+@router.post(
+    "/v1/recommend/batch",
+    response_model=BatchAnswer,
+    responses=problems(400, 413, 415, 422, 429, 503, scope="recommend"),
+    openapi_extra=json_body(BatchBody),
+)
+async def recommend_batch(request: Request) -> Response:
+    """Slates of many users at once. Each request is read, admitted and answered by itself, and fails alone."""
+    started_s = time.monotonic()
+    caller, serving = admit(request, "recommend"), serving_of(request)
+    bodies = (await read_json(request, BatchBody)).requests
+    if len(bodies) > (most := serving.settings.limits.batch):
+        raise invalid("/requests", f"at most {most} requests, not {len(bodies)}")
+
+    async def one(place: int, body: object) -> dict[str, Any]:
+        try:
+            if place > 0:  # the first is paid for
+                caller.spend(1)
+            asked = read_part(body, RecommendBody)
+            model = _model_of(asked, serving)
+            query = to_query(asked, model, serving, caller)
+            with model.in_use():
+                answer = await model.recommender.recommend(query, started_s)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it fails this request and no other
+            problem = problem_of(error).below(f"/requests/{place}")
+            note(error, problem, serving.metrics)
+            retry_after = problem.headers.get("Retry-After")
+            return {
+                "status": problem.type.status,
+                "answer": None,
+                "problem": problem.members(),
+                "retry_after_s": None if retry_after is None else int(retry_after),
+            }
+        return {"status": 200, "answer": to_members(answer), "problem": None, "retry_after_s": None}
+
+    async def every() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(one(place, body) for place, body in enumerate(bodies)))
+
+    try:
+        results = await while_connected(request, every())
+    except ClientGone:
+        return Response(status_code=499)
+    return json_response({"results": results})
+
+
+def _model_of(body: RecommendBody, serving: Serving) -> Model:
+    """Which model answers: the one that is asked for, or the user's."""
+    if body.model_version is None:
+        return serving.models.of_user(body.user_id)
+    loaded = {model.version: model for model in serving.models.loaded()}
+    if body.model_version not in loaded:
+        raise invalid("/model_version", f"not in service; there are: {', '.join(loaded)}")
+    return loaded[body.model_version]
+
+
+def to_query(body: RecommendBody, model: Model, serving: Serving, caller: Caller) -> RecommendQuery:
     """The query in the service's own words.
 
     Raises:
-        ProblemError: the body asks more than the model or the limits give, or names what does not exist.
+        ProblemError: the body asks more than the model or the limits give, names what does not exist, or a user that
+            is not the caller's.
     """
-    manifest, limits = serving.runner.manifest, serving.settings.limits
+    caller.check_user(body.user_id, "/user_id")
+    manifest, limits = model.manifest, serving.settings.limits
     actions = manifest.action_numbers
     if body.slate_size > manifest.slate_size:
         raise invalid("/slate_size", f"this model's slates have at most {manifest.slate_size} items")
@@ -87,6 +151,7 @@ def to_query(body: RecommendBody, serving: Serving) -> RecommendQuery:
         continue_from=body.continue_from,
         explain=body.explain,
         deadline_ms=serving.settings.deadline_ms if body.deadline_ms is None else body.deadline_ms,
+        tenant=caller.name,
     )
 
 

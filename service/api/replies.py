@@ -41,20 +41,35 @@ def json_response(members: Any, status_code: int = 200) -> Response:
 def problem_response(problem: Problem, metrics: Metrics) -> Response:
     """A problem, counted."""
     metrics.errors.labels(problem.type.code).inc()
+    return _problem_response(problem)
+
+
+def noted_response(error: Exception, metrics: Metrics) -> Response:
+    """What a client is told about an exception, counted and logged."""
+    problem = problem_of(error)
+    note(error, problem, metrics)
+    return _problem_response(problem)
+
+
+def _problem_response(problem: Problem) -> Response:
     body = problem.body(request_id.get())
     return Response(body, problem.type.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def note(error: Exception, problem: Problem, metrics: Metrics) -> None:
+    """Counts a problem, and logs what is not the client's."""
+    metrics.errors.labels(problem.type.code).inc()
+    if problem.type is INTERNAL_ERROR:
+        _log.error("unexpected error", exc_info=error)
+    elif problem.type.status >= 500:
+        _log.warning("%s: %s", type(error).__name__, error)
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Every error that reaches FastAPI becomes a problem."""
 
     async def of_ours(_: Request, error: Exception) -> Response:
-        problem = problem_of(error)
-        if problem.type is INTERNAL_ERROR:
-            _log.error("unexpected error", exc_info=error)
-        elif problem.type.status >= 500:
-            _log.warning("%s: %s", type(error).__name__, error)
-        return problem_response(problem, metrics)
+        return noted_response(error, metrics)
 
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -1,6 +1,6 @@
 """Bodies of requests."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -118,9 +118,23 @@ class RecommendBody(StrictModel):
     explain: bool = Field(
         default=False, description="Say which code was how likely at each step, and what else was close."
     )
+    model_version: Name | None = Field(
+        default=None,
+        description="Which of the models in service answers, to compare two; left out: the user's, always the same.",
+    )
     deadline_ms: Annotated[float, Field(ge=1, le=60_000, allow_inf_nan=False)] | None = Field(
         default=None, description="Answer by then, with a popular slate if need be; left out: the service's default."
     )
+
+
+_ANY_BUT_BEST: Final[dict[str, Any]] = {"anyOf": [{"$ref": "#/components/schemas/RecommendBody"}, {}]}
+"""What else the array holds is no error of the whole."""
+
+
+class BatchBody(StrictModel):
+    """Asks for the next slates of many users. Each request is read by itself, so that a bad one fails alone."""
+
+    requests: Annotated[tuple[Any, ...], Field(min_length=1, json_schema_extra={"items": _ANY_BUT_BEST})]
 
 
 class ItemBody(StrictModel):
@@ -149,6 +163,14 @@ class ItemsBody(StrictModel):
     """Changes of items; several of one item count in their order."""
 
     items: Annotated[tuple[ItemChangeBody, ...], Field(min_length=1)]
+
+
+class ActivateBody(StrictModel):
+    """Who gets a model."""
+
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=1.0, description="Of users, always the same ones; below 1 the others stay with the active model."
+    )
 
 
 class RollbackBody(StrictModel):

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from service.api.answers import NotReadyReason
-from service.catalog import CatalogSnapshot, LiveCatalog, TagFilter
+from service.api.crowding import CROWDED_S, LoopLag
+from service.catalog import TagFilter
 from service.history import HistoryStore
-from service.inference.batcher import Batcher
-from service.inference.runner import Runner
-from service.items import ItemWriter
+from service.keys import KeyRing
 from service.metrics import Metrics
+from service.models import Model, Models
 from service.problems import NOT_READY, Problem, ProblemError
-from service.recommend import Recommender
 from service.settings import Settings
 
 
@@ -22,29 +21,36 @@ class Serving:
     """Everything a route needs."""
 
     settings: Settings
-    runner: Runner
-    live: LiveCatalog
-    items: ItemWriter
+    models: Models
     store: HistoryStore
-    batcher: Batcher
-    recommender: Recommender
     metrics: Metrics
+    keys: KeyRing | None = None
+    """Who may call; None: everybody."""
+    lag: LoopLag = field(default_factory=LoopLag)
+    """Of the event loop."""
     filters: Mapping[str, TagFilter] = field(default_factory=dict)
     """Named filters."""
     stopping: bool = False
 
-    def catalog(self) -> CatalogSnapshot:
-        """The snapshot in service now."""
-        return self.live.snapshot
+    @property
+    def model(self) -> Model:
+        """The one in service now; a request asks once, and goes on with what it got."""
+        return self.models.active
+
+    def is_crowded(self) -> bool:
+        """Whether the event loop is behind, and not for once, but because requests queue up."""
+        most = self.settings.batch.max_size
+        return self.lag.lag_s > CROWDED_S and any(model.batcher.queue_depth >= most for model in self.models.loaded())
 
     def not_ready_reasons(self) -> list[NotReadyReason]:
         """Why no request should come here; empty when ready."""
         reasons: list[NotReadyReason] = []
         if self.stopping:
             reasons.append("stopping")
-        if not self.batcher.alive:
+        batchers = [model.batcher for model in self.models.loaded()]
+        if not all(batcher.alive for batcher in batchers):
             reasons.append("inference_worker_gone")
-        if self.batcher.running_s > self.settings.batch.stuck_s:
+        if any(batcher.running_s > self.settings.batch.stuck_s for batcher in batchers):
             reasons.append("inference_stuck")
         return reasons
 

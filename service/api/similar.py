@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api.answers import SimilarAnswer
+from service.api.auth import admit
 from service.api.openapi import problems
 from service.api.paths import PathId
 from service.api.replies import json_response
@@ -17,13 +18,18 @@ router = APIRouter(tags=["items"])
 _MOST: Final = 100
 
 
-@router.get("/v1/items/{item_id:any_text}/similar", response_model=SimilarAnswer, responses=problems(404, 422, 503))
+@router.get(
+    "/v1/items/{item_id:any_text}/similar",
+    response_model=SimilarAnswer,
+    responses=problems(404, 422, 503, scope="recommend"),
+)
 async def read_similar(item_id: PathId, request: Request, k: Annotated[int, Query(ge=1, le=_MOST)] = 10) -> Response:
     """The items nearest to this one: those that share the longest beginning of its semantic ID, nearest vector first.
 
     Only items that may be recommended are named.
     """
-    snapshot = serving_of(request).catalog()
+    admit(request, "recommend")
+    snapshot = serving_of(request).model.catalog()
     row = snapshot.row_of(item_id)
     if row is None or snapshot.items[row].removed:
         raise ProblemError(Problem(NOT_FOUND, f"{item_id!r} is not in catalog {snapshot.version}"))

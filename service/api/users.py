@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.answers import HistoryAnswer
+from service.api.auth import admit
 from service.api.openapi import problems
 from service.api.paths import PathId
 from service.api.replies import json_response
@@ -15,16 +16,17 @@ router = APIRouter(tags=["users"])
 _ROUTE = "/v1/users/{user_id:any_text}/history"
 
 
-@router.get(_ROUTE, response_model=HistoryAnswer, responses=problems(422, 503))
+@router.get(_ROUTE, response_model=HistoryAnswer, responses=problems(422, 503, scope="events"))
 async def read_history(user_id: PathId, request: Request) -> Response:
     """The stored history, newest last; an unknown user's is empty."""
-    serving = serving_of(request)
+    caller, serving = admit(request, "events"), serving_of(request)
+    caller.check_user(user_id, "user_id")
     try:
         history = await serving.store.read(user_id)
     except HistoryUnavailable:
         serving.metrics.history_errors.labels("read").inc()
         raise
-    snapshot = serving.catalog()
+    snapshot = serving.model.catalog()
     rows = snapshot.rows_of_keys(np.ascontiguousarray(history.entries_N["item_key"])).tolist()
     events = [
         {
@@ -39,10 +41,11 @@ async def read_history(user_id: PathId, request: Request) -> Response:
     return json_response({"user_id": user_id, "events": events, "num_seen": num_seen})
 
 
-@router.delete(_ROUTE, status_code=204, responses=problems(422, 503))
+@router.delete(_ROUTE, status_code=204, responses=problems(422, 503, scope="events"))
 async def forget_history(user_id: PathId, request: Request) -> Response:
     """Forgets the user's history, seen items and event ids; also when there is nothing."""
-    serving = serving_of(request)
+    caller, serving = admit(request, "events"), serving_of(request)
+    caller.check_user(user_id, "user_id")
     try:
         await serving.store.delete(user_id)
     except HistoryUnavailable:

@@ -54,7 +54,7 @@ class Bundle:
         Raises:
             BundleError: a missing or damaged file, or a manifest of another schema; the message names the file.
         """
-        manifest = _read_manifest(path / "manifest.json")
+        manifest = read_manifest(path / "manifest.json")
         for name, expected in manifest.files.items():
             file = path / name
             # A name that leaves the directory would let a manifest vouch for files outside the bundle.
@@ -146,7 +146,12 @@ def _read_table(file: Path) -> pa.Table:
     return table
 
 
-def _read_manifest(file: Path) -> Manifest:
+def read_manifest(file: Path) -> Manifest:
+    """A manifest that is what it was when it was written; the files that it names are not looked at.
+
+    Raises:
+        BundleError: it is not there, of another schema, or was changed; the message says what is wrong.
+    """
     try:
         raw = json.loads(file.read_bytes())
     except FileNotFoundError:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +26,9 @@ from service.inference.waiting import WaitingRoom
 from service.metrics import Metrics
 
 _log = logging.getLogger(__name__)
+_CONFIDENCE: Final = 0.7
+"""Of the time that is left a request may be expected to take so much: what is expected is a mean, and the way back to
+the client takes time, too."""
 _UNKNOWN_RETRY_AFTER_S: Final = 1.0
 _MAX_RETRY_AFTER_S: Final = 60.0
 
@@ -141,6 +145,16 @@ class Batcher:
         """Requests that wait for a run."""
         return len(self._waiting)
 
+    def refuse_early(self, deadline_s: float, tenant: str = "") -> None:
+        """Raises Overloaded where a request would not be admitted now, before anything is done for it.
+
+        Args:
+            deadline_s: On the clock of `time.monotonic`.
+            tenant: Whose it is.
+        """
+        with suppress(DeadlineExceeded):  # it gets a lesser answer
+            self._check("generator", 1, deadline_s - time.monotonic(), tenant)
+
     async def submit(self, inputs: RequestInputs, deadline_s: float, tenant: str = "") -> Answer:
         """Waits for the request's turn and its answer.
 
@@ -161,7 +175,8 @@ class Batcher:
             raise RunnerError("the batcher does not run")
         loop = asyncio.get_running_loop()
         entry = _Entry(inputs, tenant, deadline_s, loop.create_future())
-        self._admit(entry)
+        self._check(inputs.purpose, inputs.num_slates, deadline_s - entry.submitted_s, tenant)
+        self._make_room(tenant)
         timer = loop.call_later(max(0.0, deadline_s - entry.submitted_s), entry.expire)
         self._waiting.add(entry)
         self._arrived.set()
@@ -201,30 +216,37 @@ class Batcher:
         except TimeoutError:
             raise DeadlineExceeded(f"the graph {purpose!r} is still being loaded") from None
 
-    def _admit(self, entry: _Entry) -> None:
-        """Raises where there is no use in waiting, or no room; may send somebody else away."""
-        left_s = entry.deadline_s - entry.submitted_s
+    def _check(self, purpose: Purpose, num_slates: int, left_s: float, tenant: str) -> None:
+        """Raises where there is no use in waiting."""
         if left_s <= 0:
             raise DeadlineExceeded("the request ran out of time")
         if self._running is None and not self._waiting:
             return  # whatever the pace was: there is nothing to wait for, and this run will tell it anew
-        wait_s, run_s = self._expected(entry)
+        wait_s, run_s = self._expected(purpose, num_slates, tenant)
         if run_s is not None and run_s > left_s:
             raise DeadlineExceeded("no run is as short as the time that is left")
         expected_s = None if wait_s is None or run_s is None else wait_s + run_s
-        if expected_s is not None and expected_s > left_s:
-            raise Overloaded("the queue is too long for the deadline", retry_after_s=_soon(expected_s - left_s))
-        if len(self._waiting) >= self._queue_limit:
-            displaced = self._waiting.displaced_by(entry.tenant)
-            if displaced is None:
-                raise Overloaded("too many requests wait already", retry_after_s=_soon(wait_s))
-            displaced.settle(Overloaded("others have fewer requests waiting", retry_after_s=_soon(wait_s)))
-            self._waiting.discard(displaced)
+        if expected_s is not None and expected_s > left_s * _CONFIDENCE:
+            raise Overloaded(
+                "the queue is too long for the deadline", retry_after_s=_soon(expected_s - left_s * _CONFIDENCE)
+            )
+        if len(self._waiting) >= self._queue_limit and self._waiting.displaced_by(tenant) is None:
+            raise Overloaded("too many requests wait already", retry_after_s=_soon(wait_s))
 
-    def _expected(self, entry: _Entry) -> tuple[float | None, float | None]:
-        """Seconds that the request would wait for its run, and that this would take; None: not known yet."""
-        purpose, num_ahead = entry.inputs.purpose, self._waiting.num_ahead(entry.tenant)
-        width = self._beam_width([entry], num_ahead)
+    def _make_room(self, tenant: str) -> None:
+        """In a full queue for a tenant that has fewer requests there than another one."""
+        if len(self._waiting) < self._queue_limit:
+            return
+        displaced = self._waiting.displaced_by(tenant)
+        assert displaced is not None, "refused before"
+        wait_s, _ = self._expected(displaced.inputs.purpose, 1, displaced.tenant)
+        displaced.settle(Overloaded("others have fewer requests waiting", retry_after_s=_soon(wait_s)))
+        self._waiting.discard(displaced)
+
+    def _expected(self, purpose: Purpose, num_slates: int, tenant: str) -> tuple[float | None, float | None]:
+        """Seconds that a request would wait for its run, and that this would take; None: not known yet."""
+        num_ahead = self._waiting.num_ahead(tenant)
+        width = self._beam_width(purpose, num_slates, num_ahead)
         num_batches, place = divmod(num_ahead, self._max_batch_size)
         run_s = self._pace.seconds(purpose, place + 1, width)
         full_s = self._pace.seconds(purpose, self._max_batch_size, width)
@@ -251,7 +273,9 @@ class Batcher:
                 continue
             snapshot = self._catalog()
             entries = self._take(most_filters(snapshot.num_items))
-            self._running = run = _Run(entries, snapshot, self._beam_width(entries, len(self._waiting)))
+            num_slates = max(entry.inputs.num_slates for entry in entries)
+            width = self._beam_width(entries[0].inputs.purpose, num_slates, len(self._waiting))
+            self._running = run = _Run(entries, snapshot, width)
             if not self._waiting:
                 self._arrived.clear()
             outcomes = await loop.run_in_executor(self._executor, self._run, run)
@@ -312,15 +336,15 @@ class Batcher:
             self._waiting.discard(entry)
         return taken
 
-    def _beam_width(self, entries: Sequence[_Entry], num_behind: int) -> int:
+    def _beam_width(self, purpose: Purpose, num_slates: int, num_behind: int) -> int:
         """Halved for every full batch that waits behind this one, as far as it may be and holds the slates asked for.
 
         Slates that are drawn keep their width: it is part of what their propensities mean.
         """
         widest = self._runner.manifest.beam_width
-        if self._min_beam_width is None or entries[0].inputs.purpose != "generator":
+        if self._min_beam_width is None or purpose != "generator":
             return widest
-        narrowest = max(self._min_beam_width, *(entry.inputs.num_slates for entry in entries))
+        narrowest = max(self._min_beam_width, num_slates)
         return max(min(narrowest, widest), widest >> min(num_behind // self._max_batch_size, 16))
 
     def _bury(self, worker: asyncio.Task[None]) -> None:

@@ -16,12 +16,14 @@ import typer
 from tiny_build import Built
 
 import oneslate
+from service.keys import ApiKey, digest, read_keys, write_keys
 
 COMMANDS = [
     "build", "prepare", "tokenize", "train", "reward", "align", "evaluate", "export", "simulate", "trials", "serve",
     "demo", "results",
 ]  # fmt: skip
-BENCHES = ["decode", "http", "live", "tokenize"]
+BENCHES = ["decode", "http", "live", "overload", "tokenize"]
+KEYS = ["list", "new", "revoke"]
 OPTIONS = {"live": ["--bundle", "."]}
 """What a bench cannot do without: of the live catalog, a bundle to serve."""
 
@@ -42,8 +44,9 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
 
 def test_every_command_is_known_here() -> None:
     group = typer.main.get_command(oneslate.cli)
-    assert sorted(group.commands) == sorted([*COMMANDS, "bench"])  # type: ignore[attr-defined]
+    assert sorted(group.commands) == sorted([*COMMANDS, "bench", "keys"])  # type: ignore[attr-defined]
     assert sorted(group.commands["bench"].commands) == sorted(BENCHES)  # type: ignore[attr-defined]
+    assert sorted(group.commands["keys"].commands) == sorted(KEYS)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", BENCHES)
@@ -314,3 +317,39 @@ def test_aligning_without_rounds_is_wrong_usage(tmp_path: Path) -> None:
 def test_a_plan_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     done = run("trials", "--plan", "industrail", "--out", "run", cwd=tmp_path)
     assert_one_line(done, 2, "industrail")
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    made = run("keys", "new", "--name", "shop", "--scope", "recommend", "--scope", "events", cwd=tmp_path)
+    token = made.stdout.strip()
+    assert (made.returncode, token[:4], len(token.split())) == (0, "osk_", 1)
+    assert run("keys", "new", "--name", "shop", "--scope", "recommend", cwd=tmp_path).returncode == 0
+    assert run("keys", "new", "--name", "web", "--scope", "admin", "--user-id", "ann", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "keys.json").read_text()
+    assert token not in text
+    listed = run("keys", "list", cwd=tmp_path).stdout
+    assert [listed.count(word) for word in ("shop", "web", "ann")] == [2, 1, 1]
+    revoked = run("keys", "revoke", digest(token)[:8], cwd=tmp_path)
+    assert revoked.stdout == f"revoked shop {digest(token)[:8]}\n"
+    assert [key.name for key in read_keys(tmp_path / "keys.json")] == ["shop", "web"]
+    assert run("keys", "revoke", "shop", cwd=tmp_path).returncode == 0
+    assert [key.name for key in read_keys(tmp_path / "keys.json")] == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["new", "--name", "shop", "--scope", "everything"], 2, ["scopes", "recommend"]),
+        (["new", "--name", "no spaces", "--scope", "admin"], 2, ["name"]),
+        (["new", "--name", "web", "--scope", "admin", "--rate", "3"], 1, ["'web'", "one rate"]),
+        (["revoke", "shop"], 1, ["no key of this name"]),
+        (["list", "--file", "nowhere.json"], 1, ["nowhere.json", "No such file"]),
+    ],
+)
+def test_a_mistake_with_keys_is_one_line_and_changes_nothing(
+    tmp_path: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    key = ApiKey(name="web", sha256=digest("a"), scopes=("admin",))
+    write_keys(tmp_path / "keys.json", [key])
+    assert_one_line(run("keys", *arguments, cwd=tmp_path), code, *words)
+    assert read_keys(tmp_path / "keys.json") == (key,)

@@ -213,10 +213,16 @@ def test_the_cpu_image_serves_without_torch_and_is_healthy(tmp_path: Path) -> No
         return subprocess.run(json.loads(health), env=environment, check=False, capture_output=True).returncode == 0
 
     assert not is_healthy()
-    before = files_below(home, bundle, root)
     command = json.loads(metadata("cpu", "ENTRYPOINT")) + json.loads(metadata("cpu", "CMD"))
     program = shutil.which(command[0], path=environment["PATH"])
     assert program is not None
+    refused = subprocess.run(
+        [program, *command[1:]], env=environment, cwd=home, check=False, capture_output=True, text=True
+    )
+    assert refused.returncode == 1
+    assert "can be reached from other machines, and without keys" in refused.stderr
+    environment["ONESLATE_ALLOW_ANONYMOUS"] = "true"
+    before = files_below(home, bundle, root)
     process = subprocess.Popen([program, *command[1:]], env=environment, cwd=home, stderr=subprocess.PIPE)
     try:
         until_s = time.monotonic() + 60

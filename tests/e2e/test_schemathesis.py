@@ -87,11 +87,15 @@ def test_the_description_names_every_route(service_url: str) -> None:
     paths = httpx.get(f"{service_url}/openapi.json").json()["paths"]
     assert {path: sorted(operations) for path, operations in paths.items()} == {
         "/v1/recommend": ["post"],
+        "/v1/recommend/batch": ["post"],
         "/v1/events": ["post"],
         "/v1/users/{user_id}/history": ["delete", "get"],
         "/v1/items": ["post"],
         "/v1/items/{item_id}": ["delete", "get", "put"],
         "/v1/items/{item_id}/similar": ["get"],
+        "/v1/models": ["get"],
+        "/v1/models/rollback": ["post"],
+        "/v1/models/{version}/activate": ["post"],
         "/v1/catalog": ["get"],
         "/v1/catalog/rollback": ["post"],
         "/livez": ["get"],

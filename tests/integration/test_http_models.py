@@ -1,0 +1,232 @@
+"""Models that come and go over real HTTP and a real Redis: activation, canary, rollback, refusals, two replicas."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from live_http import fake_settings, live_client
+
+from service.bundle import BundledCatalog, write_bundle, write_catalog
+from service.history.embedded import EmbeddedRedis
+from service.inference.fake_runner import fake_catalog, fake_manifest
+
+NUM_ITEMS = 60
+
+
+def write_model(folder: Path, version: str) -> Path:
+    """A bundle whose items are named after it, so that an answer shows whose items it holds."""
+    catalog = fake_catalog(NUM_ITEMS)
+    items = [replace(item, item_id=f"{version}:{item.item_id}") for item in catalog.items]
+    bundled = BundledCatalog(items=tuple(items), sids_NL=catalog.sids_NL, num_events_N=np.arange(NUM_ITEMS))
+    fields = fake_manifest().model_dump(mode="json", exclude={"files"}) | {"model_version": version}
+    path = folder / version
+    write_bundle(
+        path,
+        fields,
+        {
+            "catalog.parquet": lambda file: write_catalog(file, bundled),
+            "generator.onnx": lambda file: file.write_bytes(version.encode()),
+        },
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for version in ("one", "two"):
+        write_model(folder, version)
+    return folder
+
+
+@pytest.fixture
+def models_dir(shelf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shelf, tmp_path / "models"))
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    with EmbeddedRedis(tmp_path / "redis") as url:
+        yield url
+
+
+@contextmanager
+def replica(url: str, models_dir: Path) -> Iterator[httpx.Client]:
+    with live_client(fake_settings(url, bundle=models_dir / "one", models_dir=models_dir)) as client:
+        yield client
+
+
+def activate(client: httpx.Client, version: str, **body: Any) -> httpx.Response:
+    return client.post(f"/v1/models/{version}/activate", json=body, timeout=120)
+
+
+def recommend(client: httpx.Client, user_id: str = "ann", **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/recommend", json={"user_id": user_id, "slate_size": 4, **body})
+    assert answer.status_code == 200, answer.text
+    members: dict[str, Any] = answer.json()
+    owners = {item["item_id"].split(":")[0] for item in members["items"]}
+    assert owners == {members["model_version"]}, "items of another model"
+    return members
+
+
+def until(holds: Any, seconds: float = 30) -> None:
+    end_s = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+def test_a_model_is_activated_tried_and_taken_back(redis_url: str, models_dir: Path) -> None:
+    with replica(redis_url, models_dir) as client:
+        listed = client.get("/v1/models").json()
+        assert [model["model_version"] for model in listed["models"]] == ["one", "two"]
+        assert (listed["active"], listed["canary"], listed["previous"], listed["serving"]) == ("one", None, [], ["one"])
+        assert recommend(client)["model_version"] == "one"
+        answer = activate(client, "two")
+        assert (answer.status_code, answer.json()["active"], answer.json()["previous"]) == (200, "two", ["one"])
+        assert recommend(client)["model_version"] == "two"
+        assert client.get("/version").json()["model_version"] == "two"
+        assert 'model_version="two"' in client.get("/metrics").text
+        assert 'model_version="one"' not in client.get("/metrics").text
+        assert activate(client, "one", share=0.5).json()["canary"] == "one"
+        answered = [recommend(client, f"user-{number}")["model_version"] for number in range(40)]
+        assert {*answered} == {"one", "two"}
+        assert answered == [recommend(client, f"user-{number}")["model_version"] for number in range(40)]
+        for version in ("one", "two"):  # to compare them
+            assert recommend(client, model_version=version)["model_version"] == version
+        refused = client.post("/v1/recommend", json={"user_id": "a", "slate_size": 1, "model_version": "three"})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/model_version")
+        assert client.post("/v1/models/rollback").json()["canary"] is None
+        assert client.post("/v1/models/rollback").json()["active"] == "one"
+        assert recommend(client)["model_version"] == "one"
+        nothing = client.post("/v1/models/rollback")
+        assert (nothing.status_code, nothing.json()["type"]) == (409, "urn:oneslate:problem:no-earlier-model")
+    with replica(redis_url, models_dir) as client:  # a restart begins with what was active
+        activate(client, "two")
+    with replica(redis_url, models_dir) as client:
+        assert recommend(client)["model_version"] == "two"
+
+
+def test_histories_and_items_outlive_a_switch(redis_url: str, models_dir: Path) -> None:
+    with replica(redis_url, models_dir) as client:
+        new = {"item_id": "new", "title": "Item of both", "embedding": [1.0] + [0.0] * 7}
+        event = {"event_id": "1", "user_id": "ann", "item_id": "one:item-1", "timestamp": time.time()}
+        assert client.post("/v1/events", json={"events": [event]}).json()["results"][0]["status"] == "stored"
+        activate(client, "two")
+        assert len(client.get("/v1/users/ann/history").json()["events"]) == 1
+        status = client.post("/v1/items", json={"items": [new]}).json()["results"][0]["status"]
+        assert status in {"added", "refused"}  # a bundle without an encoder has no place for it
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: (path / "generator.onnx").write_bytes(b"twp"), "sha256"),
+        (lambda path: (path / "generator.onnx").unlink(), "missing"),
+        (
+            lambda path: (path / "manifest.json").write_text(
+                json.dumps(json.loads((path / "manifest.json").read_text()) | {"beam_width": 0})
+            ),
+            "beam_width",
+        ),
+        (
+            lambda path: (path / "manifest.json").write_text(
+                json.dumps(json.loads((path / "manifest.json").read_text()) | {"format_version": 3})
+            ),
+            "format_version",
+        ),
+        (
+            lambda path: (path / "manifest.json").write_text(
+                json.dumps(json.loads((path / "manifest.json").read_text()) | {"seed": 7})
+            ),
+            "was changed after it was written",
+        ),
+    ],
+)
+def test_a_damaged_bundle_is_refused_by_name_and_the_old_one_serves(
+    redis_url: str, models_dir: Path, damage: Any, complaint: str
+) -> None:
+    damage(models_dir / "two")
+    with replica(redis_url, models_dir) as client:
+        refused = activate(client, "two")
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:oneslate:problem:refused-model")
+        assert complaint in refused.json()["detail"]
+        assert recommend(client)["model_version"] == "one"
+        assert client.get("/v1/models").json()["active"] == "one"
+        assert "oneslate_model_errors_total 1.0" in client.get("/metrics").text
+        unknown = activate(client, "three")
+        assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:oneslate:problem:unknown-model")
+
+
+def test_replicas_follow_each_other(redis_url: str, models_dir: Path) -> None:
+    with replica(redis_url, models_dir) as here, replica(redis_url, models_dir) as there:
+        activate(here, "two")
+        until(lambda: recommend(there)["model_version"] == "two")
+        assert there.post("/v1/models/rollback").status_code == 200
+        until(lambda: recommend(here)["model_version"] == "one")
+
+
+def test_a_replica_that_lacks_a_model_says_so(redis_url: str, models_dir: Path, shelf: Path, tmp_path: Path) -> None:
+    fewer = Path(shutil.copytree(models_dir / "one", tmp_path / "fewer" / "one")).parent
+    with replica(redis_url, models_dir) as here, replica(redis_url, fewer) as there:
+        activate(here, "two")
+        until(lambda: there.get("/readyz").json()["degraded"] == ["model_not_loaded"])
+        assert recommend(there)["model_version"] == "one"
+        shutil.copytree(shelf / "two", fewer / ".two")
+        (fewer / ".two").rename(fewer / "two")
+        until(lambda: recommend(there)["model_version"] == "two")
+        assert there.get("/readyz").json()["degraded"] == []
+
+
+def test_switches_under_load_fail_nobody_and_mix_nothing(redis_url: str, models_dir: Path) -> None:
+    """Whatever the moment, each answer is one model's: `recommend` looks at every item."""
+    stop = threading.Event()
+    with replica(redis_url, models_dir) as client:
+
+        def visit(number: int) -> int:
+            count = 0
+            with httpx.Client(base_url=client.base_url, timeout=30) as own:
+                while not stop.is_set():
+                    answer = recommend(own, f"user-{number}-{count}")
+                    assert (answer["source"], answer["reason"]) == ("model", "cold_start")
+                    count += 1
+            return count
+
+        with ThreadPoolExecutor(4) as pool:
+            visitors = [pool.submit(visit, number) for number in range(4)]
+            try:
+                for _ in range(4):
+                    assert activate(client, "two").status_code == 200
+                    assert client.post("/v1/models/rollback").status_code == 200
+            finally:
+                stop.set()
+            assert sum(visitor.result() for visitor in visitors) > 20
+
+
+def test_without_redis_there_is_no_registry(models_dir: Path) -> None:
+    from starlette.testclient import TestClient
+
+    from service.app import create_app
+
+    app = create_app(fake_settings(bundle=models_dir / "one", models_dir=models_dir))
+    with pytest.raises(ValueError, match="ONESLATE_MODELS_DIR needs a Redis"), TestClient(app):
+        pass
+
+
+def test_a_service_of_one_bundle_says_which_and_activates_none(models_dir: Path) -> None:
+    with live_client(fake_settings(bundle=models_dir / "one")) as client:
+        listed = client.get("/v1/models").json()
+        assert (listed["active"], [model["model_version"] for model in listed["models"]]) == ("one", ["one"])
+        refused = activate(client, "two")
+        assert (refused.status_code, refused.json()["type"]) == (404, "urn:oneslate:problem:unknown-model")
+        assert "ONESLATE_MODELS_DIR" in refused.json()["detail"]
