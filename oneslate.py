@@ -509,6 +509,41 @@ def bench_tokenize(
 
 
 @cli.command(rich_help_panel="Measuring")
+def loadtest(
+    host: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8000",
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second; of a ladder the first step's.")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of each step.")] = 30.0,
+    shape: Annotated[Literal["poisson", "bursts"], typer.Option(help="How they come.")] = "poisson",
+    population: Annotated[int, typer.Option(min=1, help="Distinct users.")] = 10_000,
+    deadline_ms: Annotated[float, typer.Option(min=1.0, help="Within which a slate is good.")] = 500.0,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Step up to where the deadline is no longer kept.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Folder for Locust's HTML page and CSV files.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Ten seconds against a fake model of its own.")] = False,
+    record: Record = False,
+) -> None:
+    """Open-loop load: requests come on schedule, and latencies count from when they were to be sent.
+
+    With keys on, the key stands in ONESLATE_KEY. Examples: `oneslate loadtest --ladder --report load/`,
+    `oneslate loadtest --rate 200 --shape bursts`, `oneslate loadtest --smoke`
+    """
+    from contextlib import nullcontext
+
+    from loadtests import loadtest as load_test
+
+    if smoke:
+        rate, seconds, population, ladder = 30.0, 10.0, 200, False
+    with load_test.smoke_service() if smoke else nullcontext(host) as url:
+        load = load_test.Load(
+            host=url, rate=rate, seconds=seconds, shape=shape, population=population, deadline_ms=deadline_ms,
+            report=report,
+        )  # fmt: skip
+        result = load_test.run(load, ladder=ladder, record=record, console=Console())
+    failed = sum(row.value for row in result.rows if row.unit == "failed")
+    if failed and not ladder:
+        fail(f"{failed:.0f} requests were answered neither with what was asked for nor with when to come again")
+
+
+@cli.command(rich_help_panel="Measuring")
 def results(
     check: Annotated[bool, typer.Option("--check", help="Only tell whether RESULTS.md is up to date.")] = False,
 ) -> None:

@@ -20,7 +20,7 @@ from service.keys import ApiKey, digest, read_keys, write_keys
 
 COMMANDS = [
     "build", "prepare", "tokenize", "train", "reward", "align", "evaluate", "export", "simulate", "trials", "serve",
-    "demo", "results",
+    "demo", "loadtest", "results",
 ]  # fmt: skip
 BENCHES = ["decode", "http", "live", "overload", "tokenize"]
 KEYS = ["list", "new", "revoke"]
