@@ -378,7 +378,7 @@ def new_key(
     """
     from pydantic import ValidationError
 
-    from service.keys import ApiKey, digest, new_token, read_keys, write_keys
+    from service.keys import ApiKey, change_keys, digest, new_token
 
     token = new_token()
     try:
@@ -393,7 +393,7 @@ def new_key(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         fail(f"{first['loc'][0]}: {first['msg']}", usage=True)
-    write_keys(file, [*(read_keys(file) if file.exists() else ()), key])
+    change_keys(file, lambda keys: [*keys, key])
     typer.echo(token)
 
 
@@ -423,13 +423,19 @@ def revoke_key(
 
     Example: `oneslate keys revoke 3f9a02bd`
     """
-    from service.keys import read_keys, write_keys
+    from service.keys import ApiKey, change_keys
 
-    keys = read_keys(file)
-    gone = [key for key in keys if key.name == begins or (len(begins) >= 4 and key.sha256.startswith(begins))]
+    gone: list[ApiKey] = []
+
+    def without(keys: tuple[ApiKey, ...]) -> list[ApiKey]:
+        gone.extend(key for key in keys if key.name == begins or (len(begins) >= 4 and key.sha256.startswith(begins)))
+        return [key for key in keys if key not in gone]
+
+    if not file.exists():
+        fail(f"{file}: there is no such file")
+    change_keys(file, without)
     if not gone:
         fail(f"{file}: no key of this name, and no digest that begins so")
-    write_keys(file, [key for key in keys if key not in gone])
     for key in gone:
         typer.echo(f"revoked {key.name} {key.sha256[:8]}")
 

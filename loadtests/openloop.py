@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import sys
 import time
 import uuid
 from itertools import accumulate
@@ -85,9 +86,13 @@ class Arrivals(FastHttpUser):
         token = os.environ.get("ONESLATE_KEY", "")
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         with self._request("GET", VERSION, VERSION, None) as response:
-            version = response.json() if response.status_code == 200 else {}
-        self.slate_size = version.get("slate_size", 1)
-        self.actions = version.get("actions", [None])
+            version = self._members(response)
+        if version is None:
+            sys.stderr.write(f"{self.host} does not say what it offers: {response.error or response.status_code}\n")
+            self.environment.runner.quit()
+            raise StopUser
+        self.slate_size = version["slate_size"]
+        self.actions = version["actions"]
         self.shown: list[str] = []
 
     @task

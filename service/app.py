@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -118,7 +119,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         # Outside of uvicorn, so that a bundle that cannot be served ends in its own error and not in a log line.
         async with app.router.lifespan_context(app):
             with _listening(settings.host, settings.port) as listener:
-                await _Server(config, listener, on_ready).serve(sockets=[listener])
+                await _Server(config, listener, on_ready, app).serve(sockets=[listener])
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as event_loop:
         event_loop.run(run())
@@ -127,8 +128,15 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
 class _Server(uvicorn.Server):
     """Tells when it is up, and returns on a signal instead of passing the signal on."""
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, on_ready: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        on_ready: Callable[[str], None] | None,
+        app: FastAPI,
+    ) -> None:
         super().__init__(config)
+        self._app = app
         self._listener = listener
         self._on_ready = on_ready
 
@@ -142,6 +150,11 @@ class _Server(uvicorn.Server):
         _log.info("serving on %s", url)
         if self._on_ready is not None:
             self._on_ready(url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._app.state.serving is not None:
+            self._app.state.serving.stopping = True
+        super().handle_exit(sig, frame)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -233,9 +246,12 @@ async def _refreshed(keys: KeyRing, metrics: Metrics) -> AsyncIterator[None]:
             try:
                 await asyncio.to_thread(keys.refresh)
             except KeyFileError as error:
-                metrics.key_file_errors.inc()
                 _log.error("the API keys of before stay in force: %s", error)
+            except Exception:  # noqa: BLE001 - of a task that nobody waits for; the next look may go well
+                _log.exception("the file of API keys is not looked at now")
+            metrics.key_file_current.set(keys.is_current)
 
+    metrics.key_file_current.set(1)
     async with _running(refresh(), "API keys"):
         yield
 

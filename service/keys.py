@@ -12,8 +12,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
+from fcntl import LOCK_EX, flock
 from hashlib import sha256
 from pathlib import Path
+from stat import S_IMODE
 from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,14 +36,14 @@ class ApiKey(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")]
-    """Of the client: stands in logs and metrics; several tokens may share it."""
+    """Of the client, for people and for the log of what admins did; several tokens may share it."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the token's UTF-8 bytes, in hexadecimal."""
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, strict=False)]
     user_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """The only user whose data the key reaches; null: all."""
     requests_per_s: Annotated[float, Field(gt=0, le=1e6, strict=False)] | None = None
-    """Allowed on average; null: any number. Of a body with many users each counts as one."""
+    """Allowed on average; null: any number. Each slate of `POST /v1/recommend/batch` counts as one."""
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Allowed at once after a pause; null: what a second allows, at least 1."""
 
@@ -96,8 +98,21 @@ def _agree(path: Path, keys: Sequence[ApiKey]) -> None:
             raise KeyFileError(f"{path}: tokens of the name {key.name!r} must have one rate")
 
 
+def change_keys(path: Path, change: Callable[[tuple[ApiKey, ...]], Iterable[ApiKey]]) -> None:
+    """Reads the file (none: no keys), changes what it holds, and writes it: nobody else does so meanwhile.
+
+    Raises:
+        KeyFileError: it cannot be read, or the entries do not agree afterwards; the file stays as it was.
+    """
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        write_keys(path, change(read_keys(path) if path.exists() else ()))
+
+
 def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
     """Replaces the file at once: a service that reads it meanwhile sees the old one or the new one.
+
+    Owner and mode stay as they are, so that who could read it still can; a new file is its owner's alone.
 
     Raises:
         KeyFileError: the entries do not agree.
@@ -106,7 +121,12 @@ def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
     _agree(path, keys)
     members = {"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]}
     fresh = path.with_name(f".{path.name}.new")
+    known = path.stat() if path.exists() else None
     with open(fresh, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        if known is not None:
+            if (known.st_uid, known.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(file.fileno(), known.st_uid, known.st_gid)
+            os.fchmod(file.fileno(), S_IMODE(known.st_mode))
         json.dump(members, file, indent=2)
         file.write("\n")
         file.flush()
@@ -125,15 +145,15 @@ class TokenBucket:
         self._level = burst
         self._seen_s = clock()
 
-    def take(self, number: int = 1) -> float:
-        """Takes so many; else, taking none, the seconds until they are there (infinite beyond the burst)."""
+    def take(self) -> float:
+        """Takes one; else the seconds until it is there."""
         now_s = self._clock()
         self._level = min(self.burst, self._level + (now_s - self._seen_s) * self.per_s)
         self._seen_s = now_s
-        if number <= self._level:
-            self._level -= number
+        if self._level >= 1:
+            self._level -= 1
             return 0.0
-        return (number - self._level) / self.per_s if number <= self.burst else float("inf")
+        return (1 - self._level) / self.per_s
 
 
 class KeyRing:
@@ -146,6 +166,8 @@ class KeyRing:
         self._buckets: dict[str, TokenBucket] = {}
         self._stamp = _stamp(path)
         self._keys = read_keys(path)
+        self.is_current = True
+        """Whether the keys in force are those of the file."""
         self._take_over()
 
     @property
@@ -177,7 +199,9 @@ class KeyRing:
         if stamp == self._stamp:
             return False
         self._stamp = stamp  # a bad file is complained of once, not at every look
+        self.is_current = False
         self._keys = read_keys(self._path)
+        self.is_current = True
         self._take_over()
         _log.info("%d API keys in force", len(self._keys))
         return True
@@ -194,9 +218,10 @@ class KeyRing:
         self._buckets = buckets
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    # The last changes with owner and mode, too: a file that could not be read may be readable now.
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns

@@ -38,8 +38,8 @@ class Metrics:
         )
         self.events = Counter("oneslate_events", "Events received, by outcome.", ["outcome"], registry=registry)
         self.errors = Counter("oneslate_errors", "Problems answered, by type.", ["type"], registry=registry)
-        self.key_file_errors = Counter(
-            "oneslate_key_file_errors", "Changes of the file of API keys that could not be used.", registry=registry
+        self.key_file_current = Gauge(
+            "oneslate_key_file_current", "0 while the file of API keys cannot be used as it is.", registry=registry
         )
         self.history_errors = Counter(
             "oneslate_history_errors", "Operations that the history store did not answer.", ["operation"],

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import product
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 
@@ -95,21 +95,18 @@ def _load_engine(settings: Settings, bundle: Bundle, engine: Engine, precision: 
     return runner
 
 
-def warm_up(
-    runner: Runner,
-    snapshot: CatalogSnapshot,
-    max_batch_size: int,
-    purposes: Sequence[Purpose],
-    min_beam_width: int | None = None,
-) -> Pace:
+def warm_up(settings: Settings, runner: Runner, snapshot: CatalogSnapshot) -> Pace:
     """Loads graphs and runs the smallest and the largest shapes, so that no request pays for first allocations.
 
     Returns how long those runs took, the second time.
     """
-    pace, manifest = Pace(max_batch_size), runner.manifest
+    manifest, max_batch_size = runner.manifest, settings.batch.max_size
+    pace = Pace(max_batch_size)
+    min_beam_width = settings.batch.min_beam_width(manifest.beam_width)
+    purposes: Sequence[Purpose] = get_args(Purpose) if settings.load_graphs == "start" else ("generator",)
     for purpose in [purpose for purpose in purposes if purpose in manifest.graphs]:
         widths = [manifest.beam_width]
-        while purpose == "generator" and min_beam_width is not None and widths[-1] > min_beam_width:
+        while purpose == "generator" and widths[-1] > min_beam_width:
             widths.append(max(min_beam_width, widths[-1] // 2))
         for beam_width, batch_size in product(widths, sorted({1, max_batch_size})):
             for num_events in (0, manifest.history_length, manifest.history_length):

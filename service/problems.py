@@ -139,7 +139,11 @@ _OF_ERRORS: Final[tuple[tuple[type[Exception], ProblemType, str], ...]] = (
         CATALOG_UNAVAILABLE,
         "The catalog's log did not answer in time; sending all again does no harm.",
     ),
-    (ModelsUnavailable, MODELS_UNAVAILABLE, "The models in service are as before; asking again does no harm."),
+    (
+        ModelsUnavailable,
+        MODELS_UNAVAILABLE,
+        "It is not known whether the models in service were changed: GET /v1/models says.",
+    ),
     (UnknownModel, UNKNOWN_MODEL, ""),
     (NoEarlierModel, NO_EARLIER_MODEL, ""),
 )

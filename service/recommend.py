@@ -162,7 +162,7 @@ class Recommender:
         inputs = await self._inputs(query, course)
         answer = await self._decode(inputs, course, query.tenant)
         if answer is None:
-            snapshot, items = self._popular_items(inputs, query.slate_size)
+            snapshot, items = await self._popular_items(inputs, query.slate_size)
             slates: list[RankedSlate] = []
         else:
             snapshot, choice = answer.snapshot, self._manifest.choice
@@ -192,8 +192,6 @@ class Recommender:
 
     async def _decode(self, inputs: RequestInputs, course: _Course, tenant: str) -> Answer | None:
         """What the model writes; None, and a note in `course`, where it does not."""
-        if DEADLINE in course.reasons:
-            return None
         try:
             return await self._batcher.submit(inputs, course.deadline_s, tenant)
         except DeadlineExceeded:
@@ -274,22 +272,24 @@ class Recommender:
     async def _read(self, query: RecommendQuery, course: _Course) -> UserHistory | None:
         began_s = time.monotonic()
         try:
-            async with asyncio.timeout(course.deadline_s - began_s):
-                with_shown = query.continue_from is not None
-                stored = await self._store.read_or_copy(query.user_id, course.now_ms, with_shown=with_shown)
-            if stored.stale_s:
-                self._metrics.stale_histories.inc()
-                course.reasons.add(STALE_HISTORY)
-            return stored
+            stored = await self._store.read_or_copy(
+                query.user_id,
+                course.now_ms,
+                with_shown=query.continue_from is not None,
+                # Half of the time: without a history there still is a model, without time there is none.
+                timeout_s=(course.deadline_s - began_s) / 2,
+            )
         except HistoryUnavailable as error:
             self._metrics.history_errors.labels("read").inc()
             _log.warning("answering without history: %s", error)
             course.reasons.add(HISTORY_UNAVAILABLE)
-        except TimeoutError:
-            course.reasons |= {DEADLINE, HISTORY_UNAVAILABLE}
+            return None
         finally:
             course.history_s = time.monotonic() - began_s
-        return None
+        if stored.stale_s:
+            self._metrics.stale_histories.inc()
+            course.reasons.add(STALE_HISTORY)
+        return stored
 
     def _from_store(self, query: RecommendQuery, stored: UserHistory | None, course: _Course) -> RequestInputs:
         excluded = [_keys(query.exclude)]
@@ -349,7 +349,11 @@ class Recommender:
             self._stored_actions = (names, numbers)
         return self._stored_actions[1]
 
-    def _popular_items(self, inputs: RequestInputs, slate_size: int) -> tuple[CatalogSnapshot, tuple[SlateItem, ...]]:
+    async def _popular_items(
+        self, inputs: RequestInputs, slate_size: int
+    ) -> tuple[CatalogSnapshot, tuple[SlateItem, ...]]:
+        if not self._popular.is_ranked:  # a large catalog takes a while to rank: not on the event loop
+            await asyncio.to_thread(self._popular.rank)
         snapshot, ranked = self._popular.slate(inputs, slate_size)
         sids = snapshot.sids_NL[[row for row, _ in ranked]].tolist()
         items = snapshot.items

@@ -263,7 +263,7 @@ class ReadyAnswer(AnswerModel):
 
     status: Literal["ready", "not_ready"]
     reasons: list[NotReadyReason] = Field(description="Why not ready.")
-    degraded: list[Literal["history_unavailable", "model_not_loaded"]] = Field(
+    degraded: list[Literal["history_unavailable", "model_not_loaded", "canary_unwell"]] = Field(
         description="What does not work, while slates still do."
     )
 

@@ -4,7 +4,7 @@ Without keys everybody may everything, which `Settings` allows on loopback alone
 """
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 from typing import Final
 
 from starlette.requests import Request
@@ -40,13 +40,10 @@ class Caller:
             detail = "this key is bound to another user"
             raise ProblemError(Problem(FORBIDDEN, f"{pointer}: {detail}", [FieldError(pointer, detail)]))
 
-    def spend(self, number: int) -> None:
-        """Takes so many requests from what the key may; a problem where it may not now."""
-        if self.bucket is None or (wait_s := self.bucket.take(number)) == 0:
+    def spend(self) -> None:
+        """Takes a request from what the key may send; a problem where it may not now."""
+        if self.bucket is None or (wait_s := self.bucket.take()) == 0:
             return
-        if wait_s == inf:
-            detail = f"This key may send {self.bucket.burst:g} requests at once, not {number}."
-            raise ProblemError(Problem(RATE_LIMITED, detail))
         headers = {"Retry-After": str(max(1, ceil(wait_s)))}
         detail = f"This key may send {self.bucket.per_s:g} requests a second."
         raise ProblemError(Problem(RATE_LIMITED, detail, headers=headers))
@@ -69,7 +66,7 @@ def admit(request: Request, scope: Scope) -> Caller:
         raise ProblemError(Problem(UNAUTHORIZED, "No key of this service was sent.", headers=dict(_CHALLENGE)))
     _check_scope(key, scope)
     caller = Caller(key.name, key.user_id, keys.bucket(key))
-    caller.spend(1)
+    caller.spend()
     return caller
 
 

@@ -37,9 +37,8 @@ async def add_events(request: Request) -> Response:
         raise invalid("/events", f"at most {most} events, not {len(body.events)}")
     for place, event in enumerate(body.events):
         caller.check_user(event.user_id, f"/events/{place}/user_id")
-    model = serving.model
-    refused = _refused(body.events, model)
-    events = [_event(event, model) for place, event in enumerate(body.events) if place not in refused]
+    refused = _refused(body.events, serving)
+    events = [_event(event, serving.model) for place, event in enumerate(body.events) if place not in refused]
     outcomes = iter(await _append(events, serving))
     results = []
     for place, event in enumerate(body.events):
@@ -60,16 +59,18 @@ async def _append(events: Sequence[Event], serving: Serving) -> Sequence[EventOu
         raise
 
 
-def _refused(events: Sequence[EventBody], model: Model) -> Mapping[int, Problem]:
-    """Problems of the events that name what the catalog or the model does not hold, by place."""
-    snapshot, actions = model.catalog(), model.manifest.action_numbers
+def _refused(events: Sequence[EventBody], serving: Serving) -> Mapping[int, Problem]:
+    """Problems of the events that name what no model in service holds, by place: some users see a canary's items."""
+    models = serving.models.loaded()
+    snapshots = [model.catalog() for model in models]
+    actions = {action for model in models for action in model.manifest.action_numbers}
     refused = {}
     for place, event in enumerate(events):
-        if snapshot.row_of(event.item_id) is None:
-            detail = f"{event.item_id!r} is not in catalog {snapshot.version}"
+        if all(snapshot.row_of(event.item_id) is None for snapshot in snapshots):
+            detail = f"{event.item_id!r} is not in catalog {snapshots[0].version}"
             refused[place] = Problem(UNKNOWN_ITEM, detail, [FieldError(f"/events/{place}/item_id", detail)])
         elif event.action is not None and event.action not in actions:
-            detail = f"{event.action!r} is not one of {', '.join(actions)}"
+            detail = f"{event.action!r} is not one of {', '.join(sorted(actions))}"
             refused[place] = Problem(UNKNOWN_ACTION, detail, [FieldError(f"/events/{place}/action", detail)])
     return refused
 

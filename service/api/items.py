@@ -48,12 +48,12 @@ async def change_items(request: Request) -> Response:
 async def read_item(item_id: PathId, request: Request) -> Response:
     """The item as slates see it now; what was changed through this replica is seen at once."""
     admit(request, "recommend")
-    model = serving_of(request).model
+    serving = serving_of(request)
+    model = serving.model
     with model.in_use():
         await model.items.settle(item_id)
-    snapshot = model.catalog()
-    row = snapshot.row_of(item_id)
-    if row is None or snapshot.items[row].removed:
+    snapshot, row = serving.find(item_id)
+    if row is None:
         raise _not_found(item_id, snapshot.version)
     item = snapshot.items[row]
     return json_response(

@@ -9,13 +9,13 @@ from starlette.responses import Response
 
 from service.api.answers import ModelsAnswer
 from service.api.auth import admit
-from service.api.body import read_json
+from service.api.body import invalid, read_json
 from service.api.fields import ID_PATTERN
 from service.api.openapi import json_body, problems
 from service.api.replies import json_response
-from service.api.requests import ActivateBody
+from service.api.requests import ActivateBody, LeaveBody
 from service.api.serving import Serving, serving_of
-from service.errors import BundleError, CatalogError, RunnerError
+from service.errors import BundleError, CatalogError, CatalogUnavailable, RunnerError
 from service.models import ModelState, Registered
 from service.problems import REFUSED_MODEL, Problem, ProblemError
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=["models"])
 Version = Annotated[str, Path(min_length=1, max_length=100, pattern=ID_PATTERN)]
 
 
-@router.get("/v1/models", response_model=ModelsAnswer, responses=problems(503, scope="admin"))
+@router.get("/v1/models", response_model=ModelsAnswer, responses=problems(409, 503, scope="admin"))
 async def read_models(request: Request) -> Response:
     """The models in service, those before, and those that may be activated."""
     admit(request, "admin")
@@ -44,26 +44,36 @@ async def activate(version: Version, request: Request) -> Response:
     It is checked in a process of its own and loaded beside the one in service, which stays if anything is wrong.
     Answers when this replica has it; the others follow within seconds.
     """
-    admit(request, "admin")
+    caller = admit(request, "admin")
     serving = serving_of(request)
     body = await read_json(request, ActivateBody)
+    if body.share < 1 and version == serving.model.version:
+        raise invalid("/share", "this model is the active one already")
+    _log.info("model %s for %g of users asked for by key %r", version, body.share, caller.name)
     try:
         state = await serving.models.activate(version, body.share)
-    except (BundleError, CatalogError, RunnerError) as error:
+    except (BundleError, CatalogError, CatalogUnavailable, RunnerError) as error:
         _log.warning("model %s is refused: %s", version, error)
         serving.metrics.model_errors.inc()
         raise ProblemError(Problem(REFUSED_MODEL, str(error))) from error
     return await _answer(serving, state)
 
 
-@router.post("/v1/models/rollback", response_model=ModelsAnswer, responses=problems(404, 409, 503, scope="admin"))
+@router.post(
+    "/v1/models/rollback",
+    response_model=ModelsAnswer,
+    responses=problems(400, 404, 409, 413, 415, 422, 503, scope="admin"),
+    openapi_extra=json_body(LeaveBody),
+)
 async def roll_back(request: Request) -> Response:
-    """Ends a canary, or else goes back to the model before."""
-    admit(request, "admin")
+    """Ends a canary, or else goes back to the model before. Name the model to leave, and asking again does no harm."""
+    caller = admit(request, "admin")
     serving = serving_of(request)
+    body = await read_json(request, LeaveBody)
+    _log.info("rollback of the model asked for by key %r", caller.name)
     try:
-        state = await serving.models.roll_back()
-    except (BundleError, CatalogError, RunnerError) as error:
+        state = await serving.models.roll_back(body.model_version)
+    except (BundleError, CatalogError, CatalogUnavailable, RunnerError) as error:
         serving.metrics.model_errors.inc()
         raise ProblemError(Problem(REFUSED_MODEL, str(error))) from error
     return await _answer(serving, state)
@@ -71,7 +81,10 @@ async def roll_back(request: Request) -> Response:
 
 async def _answer(serving: Serving, state: ModelState) -> Response:
     registry = serving.models.registry()
-    registered: dict[str, Registered] = {} if registry is None else await asyncio.to_thread(registry.all)
+    try:
+        registered: dict[str, Registered] = {} if registry is None else await asyncio.to_thread(registry.all)
+    except BundleError as error:
+        raise ProblemError(Problem(REFUSED_MODEL, str(error))) from error
     manifests = {version: one.manifest for version, one in registered.items()}
     # Without a registry there is only what runs.
     for model in serving.models.loaded():

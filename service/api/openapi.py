@@ -9,16 +9,24 @@ from pydantic.json_schema import models_json_schema
 
 from service.api.answers import ProblemBody
 from service.api.fields import StrictModel
-from service.api.requests import ActivateBody, BatchBody, EventsBody, ItemBody, ItemsBody, RecommendBody, RollbackBody
+from service.api.requests import (
+    ActivateBody,
+    BatchBody,
+    EventsBody,
+    ItemBody,
+    ItemsBody,
+    LeaveBody,
+    RecommendBody,
+    RollbackBody,
+)
 from service.api.serving import Serving
 from service.keys import Scope
-from service.models import Model
 from service.problems import MEDIA_TYPE, PROBLEM_TYPES
 
 SCHEME: Final = "Bearer"
 _COMPONENT = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
-    RecommendBody, BatchBody, EventsBody, ItemBody, ItemsBody, RollbackBody, ActivateBody, ProblemBody
+    RecommendBody, BatchBody, EventsBody, ItemBody, ItemsBody, RollbackBody, ActivateBody, LeaveBody, ProblemBody
 )  # fmt: skip
 
 
@@ -53,10 +61,11 @@ def problems(*statuses: int, scope: Scope | None = None) -> dict[int | str, dict
 def describe(app: FastAPI) -> dict[str, Any]:
     """The description of the application and, when it is up, of what it has in service; made once for each."""
     serving: Serving | None = app.state.serving
-    models = None if serving is None else serving.models.loaded()
-    described: tuple[list[Model] | None, dict[str, Any]] | None = getattr(app.state, "described", None)
-    if described is None or described[0] != models:
-        app.state.described = described = (models, _describe(app, serving))
+    # By name: what is described must not be kept in memory by it.
+    versions = None if serving is None else [model.version for model in serving.models.loaded()]
+    described: tuple[list[str] | None, dict[str, Any]] | None = getattr(app.state, "described", None)
+    if described is None or described[0] != versions:
+        app.state.described = described = (versions, _describe(app, serving))
     return described[1]
 
 

@@ -42,6 +42,8 @@ async def ready(request: Request) -> Response:
         degraded.append("history_unavailable")
     if serving.models.missing is not None:
         degraded.append("model_not_loaded")
+    if not serving.canary_is_well():
+        degraded.append("canary_unwell")
     answer = {"status": "not_ready" if reasons else "ready", "reasons": reasons, "degraded": degraded}
     return json_response(answer, 503 if reasons else 200)
 

@@ -66,7 +66,7 @@ async def recommend_batch(request: Request) -> Response:
     async def one(place: int, body: object) -> dict[str, Any]:
         try:
             if place > 0:  # the first is paid for
-                caller.spend(1)
+                caller.spend()
             asked = read_part(body, RecommendBody)
             model = _model_of(asked, serving)
             query = to_query(asked, model, serving, caller)

@@ -173,6 +173,16 @@ class ActivateBody(StrictModel):
     )
 
 
+class LeaveBody(StrictModel):
+    """Which model to leave."""
+
+    model_version: Name | None = Field(
+        default=None,
+        description="Nothing is done where it is not in service (any more), so that asking again does no harm; left "
+        "out: whatever is in service now.",
+    )
+
+
 class RollbackBody(StrictModel):
     """Where the catalog goes back to."""
 

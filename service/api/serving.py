@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from service.api.answers import NotReadyReason
 from service.api.crowding import CROWDED_S, LoopLag
-from service.catalog import TagFilter
+from service.catalog import CatalogSnapshot, TagFilter
 from service.history import HistoryStore
 from service.keys import KeyRing
 from service.metrics import Metrics
@@ -37,22 +37,36 @@ class Serving:
         """The one in service now; a request asks once, and goes on with what it got."""
         return self.models.active
 
+    def find(self, item_id: str) -> tuple[CatalogSnapshot, int | None]:
+        """A catalog in service that holds the item, and its row there; None: no model's does, or it is removed."""
+        for model in self.models.loaded():
+            snapshot = model.catalog()
+            row = snapshot.row_of(item_id)
+            if row is not None and not snapshot.items[row].removed:
+                return snapshot, row
+        return self.model.catalog(), None
+
     def is_crowded(self) -> bool:
         """Whether the event loop is behind, and not for once, but because requests queue up."""
         most = self.settings.batch.max_size
-        return self.lag.lag_s > CROWDED_S and any(model.batcher.queue_depth >= most for model in self.models.loaded())
+        return self.lag.lag_s > CROWDED_S and self.model.batcher.queue_depth >= most
 
     def not_ready_reasons(self) -> list[NotReadyReason]:
         """Why no request should come here; empty when ready."""
         reasons: list[NotReadyReason] = []
         if self.stopping:
             reasons.append("stopping")
-        batchers = [model.batcher for model in self.models.loaded()]
-        if not all(batcher.alive for batcher in batchers):
+        # Of the active model alone: all replicas have the same canary, and one of its inputs must not take all of them.
+        if not self.model.batcher.alive:
             reasons.append("inference_worker_gone")
-        if any(batcher.running_s > self.settings.batch.stuck_s for batcher in batchers):
+        if self.model.batcher.running_s > self.settings.batch.stuck_s:
             reasons.append("inference_stuck")
         return reasons
+
+    def canary_is_well(self) -> bool:
+        """Whether the model that some users try answers."""
+        canary = self.models.canary
+        return canary is None or (canary.batcher.alive and canary.batcher.running_s <= self.settings.batch.stuck_s)
 
 
 def serving_of(request: Request) -> Serving:

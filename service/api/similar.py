@@ -29,9 +29,8 @@ async def read_similar(item_id: PathId, request: Request, k: Annotated[int, Quer
     Only items that may be recommended are named.
     """
     admit(request, "recommend")
-    snapshot = serving_of(request).model.catalog()
-    row = snapshot.row_of(item_id)
-    if row is None or snapshot.items[row].removed:
+    snapshot, row = serving_of(request).find(item_id)
+    if row is None:
         raise ProblemError(Problem(NOT_FOUND, f"{item_id!r} is not in catalog {snapshot.version}"))
     found = similar_rows(snapshot, row, k)
     items = [

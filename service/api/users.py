@@ -1,6 +1,7 @@
 """`/v1/users/{user_id}/history`: read what is kept of a user, or forget it."""
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -9,7 +10,7 @@ from service.api.auth import admit
 from service.api.openapi import problems
 from service.api.paths import PathId
 from service.api.replies import json_response
-from service.api.serving import serving_of
+from service.api.serving import Serving, serving_of
 from service.errors import HistoryUnavailable
 
 router = APIRouter(tags=["users"])
@@ -26,16 +27,10 @@ async def read_history(user_id: PathId, request: Request) -> Response:
     except HistoryUnavailable:
         serving.metrics.history_errors.labels("read").inc()
         raise
-    snapshot = serving.model.catalog()
-    rows = snapshot.rows_of_keys(np.ascontiguousarray(history.entries_N["item_key"])).tolist()
+    names = _names(np.ascontiguousarray(history.entries_N["item_key"]), serving)
     events = [
-        {
-            "item_id": snapshot.items[row].item_id if row >= 0 else None,
-            "action": entry.action,
-            "timestamp": entry.timestamp_ms / 1000,
-            "value": entry.value,
-        }
-        for row, entry in zip(rows, history.as_entries(), strict=True)
+        {"item_id": name, "action": entry.action, "timestamp": entry.timestamp_ms / 1000, "value": entry.value}
+        for name, entry in zip(names, history.as_entries(), strict=True)
     ]
     num_seen = len(np.unique(history.seen_keys))
     return json_response({"user_id": user_id, "events": events, "num_seen": num_seen})
@@ -52,3 +47,14 @@ async def forget_history(user_id: PathId, request: Request) -> Response:
         serving.metrics.history_errors.labels("delete").inc()
         raise
     return Response(status_code=204)
+
+
+def _names(key_N: npt.NDArray[np.uint64], serving: Serving) -> list[str | None]:
+    """Of items, by the first catalog in service that holds them; None: none does."""
+    names: list[str | None] = [None] * len(key_N)
+    for model in serving.models.loaded():
+        snapshot = model.catalog()
+        for place, row in enumerate(snapshot.rows_of_keys(key_N).tolist()):
+            if row >= 0 and names[place] is None:
+                names[place] = snapshot.items[row].item_id
+    return names

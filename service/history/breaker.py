@@ -7,6 +7,8 @@ from typing import Final
 
 NUM_FAILURES: Final = 5
 """In a row, after which the circuit opens."""
+SILENCE_S: Final = 0.1
+"""Without any success in between: one node of several that is down does not cut off the others."""
 OPEN_S: Final = 0.5
 """From then to the next probe."""
 
@@ -36,6 +38,7 @@ class CircuitBreaker:
         self._open_s = open_s
         self._clock = clock
         self._failures_in_a_row = 0
+        self._succeeded_s = -float("inf")
         self._opened_s: float | None = None
         self._probe_began_s: float | None = None
 
@@ -60,11 +63,12 @@ class CircuitBreaker:
     def succeeded(self) -> None:
         """It answered."""
         self._failures_in_a_row = 0
+        self._succeeded_s = self._clock()
         self._opened_s = self._probe_began_s = None
 
     def failed(self) -> None:
         """It did not."""
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= self._num_failures:
+        if self._failures_in_a_row >= self._num_failures and self._clock() >= self._succeeded_s + SILENCE_S:
             self._opened_s = self._clock()
             self._probe_began_s = None

@@ -4,6 +4,7 @@ A failing store costs the first few requests their timeout, then none. Who can d
 that this process read last, if it is young enough; it says how old it is (`UserHistory.stale_s`).
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,10 +26,12 @@ class CopyLimits:
     max_age_s: float = 60.0
     """Older ones are of no use."""
     max_bytes: int = 64_000_000
-    """Of all together: the arrays, and `_OVERHEAD_BYTES` for each."""
+    """Of all together."""
 
 
 _OVERHEAD_BYTES = 600
+_SHOWN_BYTES, _SHOWN_ITEM_BYTES = 400, 50
+"""Of a slate that was shown, and of each of its items, as objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +84,35 @@ class GuardedHistoryStore:
         num_forgotten = self._num_forgotten
         history = await self._ask(self._reads, lambda: self._store.read(user_id, now_ms, with_shown=with_shown))
         if num_forgotten == self._num_forgotten:  # else it may be somebody's who was forgotten meanwhile
-            self._keep(user_id, history)
+            self._keep(user_id, history, with_shown=with_shown)
         return history
 
-    async def read_or_copy(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
-        """As `read`; where the store does not answer, the copy that was read last, if it is young enough."""
+    async def read_or_copy(
+        self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False, timeout_s: float
+    ) -> UserHistory:
+        """As `read`; where the store does not answer in so much time, the copy that was read last, if it is young."""
         try:
-            return await self.read(user_id, now_ms, with_shown=with_shown)
+            async with asyncio.timeout(timeout_s):
+                return await self.read(user_id, now_ms, with_shown=with_shown)
+        except TimeoutError as error:
+            self._reads.failed()
+            if (copy := self._copy(user_id)) is None:
+                raise HistoryUnavailable(f"the history store did not answer in {timeout_s * 1000:.0f} ms") from error
+            return copy
         except HistoryUnavailable:
             if (copy := self._copy(user_id)) is None:
                 raise
             return copy
 
     async def delete(self, user_id: str) -> bool:
-        """See HistoryStore. The copy goes first, whatever the store says, and once more afterwards."""
+        """See HistoryStore. The copy goes first, whatever the store says, and once more afterwards.
+
+        Always asked: a store too full to be written to can still forget.
+        """
         self._num_forgotten += 1
         self._drop(user_id)
         try:
-            return await self._ask(self._writes, lambda: self._store.delete(user_id))
+            return await self._store.delete(user_id)
         finally:
             self._num_forgotten += 1
             self._drop(user_id)
@@ -142,9 +156,12 @@ class GuardedHistoryStore:
             return None
         return replace(copy.history, stale_s=age_s)
 
-    def _keep(self, user_id: str, history: UserHistory) -> None:
+    def _keep(self, user_id: str, history: UserHistory, *, with_shown: bool) -> None:
+        if not with_shown and (known := self._copies.get(user_id)) is not None:
+            history = replace(history, shown=known.history.shown)
         self._drop(user_id)
-        num_bytes = _OVERHEAD_BYTES + history.entries_N.nbytes + history.seen_S.nbytes
+        shown_bytes = sum(_SHOWN_BYTES + _SHOWN_ITEM_BYTES * len(slate.item_keys) for slate in history.shown)
+        num_bytes = _OVERHEAD_BYTES + history.entries_N.nbytes + history.seen_S.nbytes + shown_bytes
         self._copies[user_id] = _Copy(history, self._clock(), num_bytes)
         self._num_bytes += num_bytes
         oldest_s = self._clock() - self._limits.max_age_s

@@ -222,14 +222,13 @@ class Batcher:
             raise DeadlineExceeded("the request ran out of time")
         if self._running is None and not self._waiting:
             return  # whatever the pace was: there is nothing to wait for, and this run will tell it anew
+        sure_s = left_s * _CONFIDENCE
         wait_s, run_s = self._expected(purpose, num_slates, tenant)
-        if run_s is not None and run_s > left_s:
+        if run_s is not None and run_s > sure_s:
             raise DeadlineExceeded("no run is as short as the time that is left")
         expected_s = None if wait_s is None or run_s is None else wait_s + run_s
-        if expected_s is not None and expected_s > left_s * _CONFIDENCE:
-            raise Overloaded(
-                "the queue is too long for the deadline", retry_after_s=_soon(expected_s - left_s * _CONFIDENCE)
-            )
+        if expected_s is not None and expected_s > sure_s:
+            raise Overloaded("the queue is too long for the deadline", retry_after_s=_soon(expected_s - sure_s))
         if len(self._waiting) >= self._queue_limit and self._waiting.displaced_by(tenant) is None:
             raise Overloaded("too many requests wait already", retry_after_s=_soon(wait_s))
 
@@ -246,13 +245,18 @@ class Batcher:
     def _expected(self, purpose: Purpose, num_slates: int, tenant: str) -> tuple[float | None, float | None]:
         """Seconds that a request would wait for its run, and that this would take; None: not known yet."""
         num_ahead = self._waiting.num_ahead(tenant)
-        width = self._beam_width(purpose, num_slates, num_ahead)
         num_batches, place = divmod(num_ahead, self._max_batch_size)
-        run_s = self._pace.seconds(purpose, place + 1, width)
-        full_s = self._pace.seconds(purpose, self._max_batch_size, width)
-        if run_s is None or full_s is None:
+        run_s = self._pace.seconds(purpose, place + 1, self._beam_width(purpose, num_slates, 0))
+        if run_s is None:
             return None, None
-        return self._rest_of_run_s() + num_batches * full_s, run_s
+        wait_s = self._rest_of_run_s()
+        for batch in range(num_batches):
+            # Beams widen again as the queue shrinks.
+            num_behind = num_ahead + 1 - (batch + 1) * self._max_batch_size
+            full_s = self._pace.seconds(purpose, self._max_batch_size, self._beam_width(purpose, 1, num_behind))
+            assert full_s is not None, "a run of this graph is known"
+            wait_s += full_s
+        return wait_s, run_s
 
     def _rest_of_run_s(self) -> float:
         if self._running is None:
@@ -303,10 +307,12 @@ class Batcher:
     def _company_until_s(self) -> float:
         oldest_s = min(entry.submitted_s for entry in self._waiting)
         run_s = self._pace.seconds(
-            self._waiting.first().inputs.purpose, len(self._waiting) + 1, self._runner.manifest.beam_width
+            self._waiting.next().inputs.purpose, len(self._waiting) + 1, self._runner.manifest.beam_width
         )
+        if run_s is None:
+            run_s = self._max_wait_s  # nobody knows; whoever waits so long for company has runs of that order
         earliest_s = min(entry.deadline_s for entry in self._waiting)
-        return min(oldest_s + self._max_wait_s, earliest_s - (run_s or 0.0))
+        return min(oldest_s + self._max_wait_s, earliest_s - run_s / _CONFIDENCE)
 
     def _drop_late(self) -> None:
         """Lets those go that are cancelled or late."""
@@ -320,7 +326,7 @@ class Batcher:
 
         Those whose history is not longer go first, since they pad nobody; longer ones fill the places that are left.
         """
-        first = self._waiting.first()
+        first = self._waiting.next()
         longest = length_bucket(first.inputs, self._runner.manifest)
         same = [entry for entry in self._waiting if entry.inputs.purpose == first.inputs.purpose]
         same.sort(key=lambda entry: length_bucket(entry.inputs, self._runner.manifest) > longest)
@@ -407,7 +413,12 @@ class Batcher:
         places = [place for place in range(len(requests)) if place not in errors]
         if not places:
             return None, places, errors
-        return build([requests[place] for place in places]), places, errors
+        try:
+            return build([requests[place] for place in places]), places, errors
+        except Exception as error:  # noqa: BLE001 - as above, of the batch
+            _log.exception("a batch of %d cannot be built, though each of it can", len(places))
+            failed = RunnerError(f"the batch cannot be built: {error}")
+            return None, (), errors | dict.fromkeys(places, failed)
 
 
 def _soon(seconds: float | None) -> float:

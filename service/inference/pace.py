@@ -1,48 +1,65 @@
 """How long runs take: learnt from those that ended, and asked when a request is admitted or a beam chosen."""
 
-from typing import Final
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from service.bundle.manifest import Purpose
 from service.inference.features import bucket
 
 _SMOOTHING: Final = 0.3
 """Weight of the newest run."""
+_OUTLIER: Final = 3.0
+"""A run that took longer than so many times what was expected counts as that: a pause says little of the next run."""
+_FRESH_S: Final = 10.0
+"""What was not seen for longer is inferred from what was: a wrong figure would keep away the very runs that mend it."""
+
+
+class _Known(NamedTuple):
+    seconds: float
+    learned_s: float
 
 
 class Pace:
     """Seconds of a run by graph, padded batch and beam width; runs of other sizes are inferred from the nearest."""
 
-    def __init__(self, max_batch_size: int) -> None:
+    def __init__(self, max_batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_batch_size = max_batch_size
-        self._seconds: dict[tuple[Purpose, int, int], float] = {}
+        self._clock = clock
+        self._known: dict[tuple[Purpose, int, int], _Known] = {}
 
     def learn(self, purpose: Purpose, num_requests: int, beam_width: int, seconds: float) -> None:
         """Takes note of a run that ended."""
         key = (purpose, self._padded(num_requests), beam_width)
-        known = self._seconds.get(key)
-        self._seconds[key] = seconds if known is None else known + _SMOOTHING * (seconds - known)
+        expected_s = self.seconds(purpose, num_requests, beam_width)
+        if expected_s is not None:
+            seconds = min(seconds, _OUTLIER * expected_s)
+        if (known := self._known.get(key)) is not None:
+            seconds = known.seconds + _SMOOTHING * (seconds - known.seconds)
+        self._known[key] = _Known(seconds, self._clock())
 
     def seconds(self, purpose: Purpose, num_requests: int, beam_width: int) -> float | None:
         """What a run of so many requests will take; None: no run of this graph has ended yet.
 
-        What was never seen is inferred from the run nearest in cost (batch x beams): a dearer one in proportion, which
-        is too long, because the share that every run costs grows with it; a cheaper one as what is known, which is too
-        long as well.
+        No longer than any run of as many requests and beams or more took. What was not seen lately is inferred from the
+        dearest cheaper one (by batch x beams) in proportion, which is too long: every run has a cost that stays.
         """
-        exact = self._seconds.get((purpose, self._padded(num_requests), beam_width))
+        size = self._padded(num_requests)
+        known = {key[1:]: value for key, value in self._known.items() if key[0] == purpose}
+        exact = known.get((size, beam_width))
+        if exact is not None and exact.learned_s < self._clock() - _FRESH_S and len(known) > 1:
+            del known[size, beam_width]
+            exact = None
+        at_most = [value.seconds for (n, w), value in known.items() if n >= size and w >= beam_width]
         if exact is not None:
-            return exact
-        cost = self._padded(num_requests) * beam_width
-        known = [(size * width, taken_s) for (of, size, width), taken_s in self._seconds.items() if of == purpose]
-        if not known:
-            return None
-        below = [(at, taken_s) for at, taken_s in known if at <= cost]
-        if not below:
-            return min(known)[1]
-        at, taken_s = max(below)
-        inferred_s = taken_s * cost / at
-        above = [other_s for other, other_s in known if other > cost]
-        return min([inferred_s, *above])
+            return min(at_most)
+        cheaper = [(n * w, value.seconds) for (n, w), value in known.items() if n * w <= size * beam_width]
+        if cheaper:
+            cost, seconds = max(cheaper)
+            at_most.append(seconds * size * beam_width / cost)
+        elif known:
+            at_most.append(min(value.seconds for value in known.values()))
+        return min(at_most, default=None)
 
     def _padded(self, num_requests: int) -> int:
         return bucket(min(num_requests, self._max_batch_size), 1, self._max_batch_size)

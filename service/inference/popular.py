@@ -4,8 +4,8 @@ Legend: N items, S excluded keys, R ranked rows.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,8 +15,30 @@ from service.catalog import CatalogSnapshot
 from service.inference.features import RequestInputs
 
 _FIRST_LOOK: Final = 256
-_NUM_GROUPS: Final = 256
-"""Whose rankings are kept."""
+_LAST_EVENTS: Final = 16
+"""Of which the newest known item is looked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranking:
+    snapshot: CatalogSnapshot
+    row_N: npt.NDArray[np.int32]
+    """Most events first."""
+    row_of_groups_N: npt.NDArray[np.int32]
+    """The same by group, and in a group most events first."""
+    group_N: npt.NDArray[np.int32]
+    """Of each of those, ascending."""
+
+    @classmethod
+    def of(cls, snapshot: CatalogSnapshot) -> "_Ranking":
+        row_N = snapshot.ranked_rows()
+        group_N = snapshot.child_groups[-1][row_N]
+        order_N = np.argsort(group_N, kind="stable")
+        return cls(snapshot, row_N, row_N[order_N], group_N[order_N])
+
+    def of_group(self, group: int) -> npt.NDArray[np.int32]:
+        begin, end = np.searchsorted(self.group_N, [group, group + 1])
+        return self.row_of_groups_N[begin:end]
 
 
 class PopularRanking:
@@ -24,16 +46,28 @@ class PopularRanking:
 
     def __init__(self, catalog: Callable[[], CatalogSnapshot]) -> None:
         self._catalog = catalog
-        self._ranked: tuple[CatalogSnapshot, npt.NDArray[np.int32]] | None = None
-        self._of_groups: OrderedDict[int, npt.NDArray[np.int32]] = OrderedDict()
+        self._ranking: _Ranking | None = None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether a slate is at hand: the catalog in service now has been ranked."""
+        return self._ranking is not None and self._ranking.snapshot is self._catalog()
+
+    def rank(self) -> None:
+        """Ranks the catalog in service now; any thread may."""
+        self._ranking = _Ranking.of(self._catalog())
 
     def slate(self, request: RequestInputs, slate_size: int) -> tuple[CatalogSnapshot, list[tuple[int, float]]]:
         """Up to `slate_size` rows that pass the filter, are not excluded and keep to the cap, each with its log share
         of all events: first those of the group that the request's last known item is of, then any.
 
-        Shares are smoothed by one event per item, so that they are finite.
+        Of the catalog that was ranked last. Shares are smoothed by one event per item, so that they are finite.
         """
-        snapshot, ranked_N = self._ranking()
+        if self._ranking is None:
+            self.rank()
+        ranking = self._ranking
+        assert ranking is not None
+        snapshot = ranking.snapshot
         cumsum = snapshot.allowed_cumsum(request.tag_filter)
         excluded_S = snapshot.rows_of_keys(request.excluded_keys_S)
 
@@ -50,32 +84,19 @@ class PopularRanking:
                     return rows[:slate_size]
                 num_looked_at *= 8
 
-        rows = take(ranked_N, take(self._of_last_group(request), ranked_N[:0]))
+        rows = take(ranking.row_N, take(_of_last_group(ranking, request), ranking.row_N[:0]))
         total = int(snapshot.popularity_N.sum()) + snapshot.num_items
         counts = snapshot.popularity_N[rows]
         scores = [math.log((count + 1) / total) for count in counts.tolist()]
         return snapshot, list(zip(rows.tolist(), scores, strict=True))
 
-    def _ranking(self) -> tuple[CatalogSnapshot, npt.NDArray[np.int32]]:
-        snapshot = self._catalog()
-        if self._ranked is None or self._ranked[0] is not snapshot:
-            self._ranked = (snapshot, snapshot.ranked_rows())
-            self._of_groups.clear()
-        return self._ranked
 
-    def _of_last_group(self, request: RequestInputs) -> npt.NDArray[np.int32]:
-        """The ranking among items of the group of the newest event's item; empty where there is none."""
-        snapshot, ranked_N = self._ranking()
-        (row,) = snapshot.rows_of_keys(request.item_keys_E[-1:]) if len(request.item_keys_E) else (-1,)
-        group = int(snapshot.child_groups[-1][row]) if row >= 0 else -1
-        if group < 0:
-            return ranked_N[:0]
-        if group not in self._of_groups:
-            self._of_groups[group] = ranked_N[snapshot.child_groups[-1][ranked_N] == group]
-            if len(self._of_groups) > _NUM_GROUPS:
-                self._of_groups.popitem(last=False)
-        self._of_groups.move_to_end(group)
-        return self._of_groups[group]
+def _of_last_group(ranking: _Ranking, request: RequestInputs) -> npt.NDArray[np.int32]:
+    """The ranking among items of the group of the newest event's item that the catalog knows; else empty."""
+    rows = ranking.snapshot.rows_of_keys(request.item_keys_E[-_LAST_EVENTS:])
+    known = rows[rows >= 0]
+    group = int(ranking.snapshot.child_groups[-1][known[-1]]) if len(known) else -1
+    return ranking.of_group(group) if group >= 0 else ranking.row_N[:0]
 
 
 def within_cap(group_R: npt.NDArray[np.int32], limit: int) -> npt.NDArray[np.bool_]:

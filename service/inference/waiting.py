@@ -1,12 +1,11 @@
 """The waiting room: who waits for a run, and in what order they are served.
 
 Requests of one tenant (an API key; without keys all are of one) are served in the order of their coming, tenants take
-turns. So a tenant that sends more than its share waits behind itself alone.
+turns: whoever comes has a round, the one that is being served or the one after its own last, and rounds are served one
+after another. So a tenant that sends more than its share waits behind itself alone, whatever else a run has to respect.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice, zip_longest
 from typing import Generic, Protocol, TypeVar
 
 
@@ -18,59 +17,62 @@ class Waiter(Protocol):
         """Whose it is."""
         ...
 
-    @property
-    def submitted_s(self) -> float:
-        """When it came."""
-        ...
-
 
 WaiterT = TypeVar("WaiterT", bound=Waiter)
 
 
-@dataclass(slots=True, eq=False)
 class WaitingRoom(Generic[WaiterT]):
-    """A queue for every tenant, served in turn."""
-
-    _queues: dict[str, dict[WaiterT, None]]
+    """Everybody who waits, with their rounds."""
 
     def __init__(self) -> None:
-        self._queues = {}
+        self._rounds: dict[WaiterT, int] = {}
+        """By coming."""
+        self._last_rounds: dict[str, int] = {}
+        """Of every tenant that has or had one not served yet."""
+        self._served_round = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return len(self._rounds)
 
     def __iter__(self) -> Iterator[WaiterT]:
-        """In the order of service: the first of every tenant by their coming, then the second of every tenant, ..."""
-        for round_of in zip_longest(*self._queues.values()):
-            yield from sorted((one for one in round_of if one is not None), key=lambda one: one.submitted_s)
+        """In the order of service: by round, and in a round by their coming."""
+        return iter(sorted(self._rounds, key=self._rounds.__getitem__))
 
     def add(self, waiter: WaiterT) -> None:
-        """Puts it at the end of its tenant's queue."""
-        self._queues.setdefault(waiter.tenant, {})[waiter] = None
+        """Lets it in."""
+        self._rounds[waiter] = self._last_rounds[waiter.tenant] = self._next_round(waiter.tenant)
 
     def discard(self, waiter: WaiterT) -> None:
         """Takes it out, if it is there."""
-        queue = self._queues.get(waiter.tenant, {})
-        queue.pop(waiter, None)
-        if not queue:
-            self._queues.pop(waiter.tenant, None)
+        self._rounds.pop(waiter, None)
 
-    def first(self) -> WaiterT:
-        """Who is served next."""
-        return next(iter(self))
+    def next(self) -> WaiterT:
+        """Who is served next; its round is the one that newcomers may join."""
+        waiter = min(self._rounds, key=self._rounds.__getitem__)
+        self._served_round = max(self._served_round, self._rounds[waiter])
+        if len(self._last_rounds) > len(self._rounds) + 16:  # those that went long ago
+            self._last_rounds = {name: at for name, at in self._last_rounds.items() if at >= self._served_round}
+        return waiter
 
     def num_ahead(self, tenant: str) -> int:
         """How many are served before one that this tenant would send now."""
-        own = len(self._queues.get(tenant, {}))
-        return sum(min(len(queue), own + 1) for name, queue in self._queues.items() if name != tenant) + own
+        joined = self._next_round(tenant)
+        return sum(at <= joined for at in self._rounds.values())
 
     def displaced_by(self, tenant: str) -> WaiterT | None:
         """Who must leave a full room so that this tenant may wait there, too.
 
         The newest of the tenant that has most waiting; None: nobody has more than this tenant would have then.
         """
-        own = len(self._queues.get(tenant, {}))
-        longest = max(self._queues.values(), key=len, default={})
-        if len(longest) <= own + 1:
+        counts: dict[str, int] = {}
+        newest: dict[str, WaiterT] = {}
+        for waiter in self._rounds:
+            counts[waiter.tenant] = counts.get(waiter.tenant, 0) + 1
+            newest[waiter.tenant] = waiter
+        longest = max(counts, key=counts.__getitem__, default=tenant)
+        if counts.get(longest, 0) <= counts.get(tenant, 0) + 1:
             return None
-        return next(islice(reversed(longest), 1))
+        return newest[longest]
+
+    def _next_round(self, tenant: str) -> int:
+        return max(self._served_round, self._last_rounds.get(tenant, -1) + 1)

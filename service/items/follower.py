@@ -63,6 +63,8 @@ class CatalogFollower:
         """... and the number of the last that ended well: what was in the log before it began is in service."""
         self._is_incomplete, self._complete_at_s = False, 0.0
         self._adoptions: set[asyncio.Task[None]] = set()
+        self.is_observed = True
+        """Whether it sets gauges: of several followers in a process one does."""
 
     async def catch_up(self) -> bool:
         """Reads the log to its end and applies it; whether there was anything.
@@ -175,6 +177,10 @@ class CatalogFollower:
             _log.warning("%d item(s) of another model have no place yet: %s", len(changes), error)
             self._is_incomplete, self._complete_at_s = True, time.monotonic() + _COMPLETE_S
 
+    async def adopted(self) -> None:
+        """Returns when items of another model that were met so far have their places in the log."""
+        await asyncio.gather(*self._adoptions)
+
     async def close(self) -> None:
         """Ends what it had begun for items of another model."""
         for task in self._adoptions:
@@ -185,8 +191,9 @@ class CatalogFollower:
         self._position = position
         if is_the_end:
             self.last_ended = self.num_begun
-        self._metrics.catalog_followed.set_to_current_time()
-        self._metrics.catalog_items.set(self._live.snapshot.num_items)
+        if self.is_observed:
+            self._metrics.catalog_followed.set_to_current_time()
+            self._metrics.catalog_items.set(self._live.snapshot.num_items)
 
 
 def _order(position: str) -> tuple[int, int]:

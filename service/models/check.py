@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from service.errors import BundleError, OneSlateError
-from service.opening import open_model
+from service.opening import open_model, warm_up
 from service.settings import Settings
 
 _TIMEOUT_S: Final = 600.0
@@ -20,18 +20,22 @@ _MAX_WORDS: Final = 2000
 
 
 async def check_aside(settings: Settings, path: Path) -> None:
-    """Opens the bundle in another process as the service would, golden cases included.
+    """Opens the bundle and runs all its graphs in another process as the service would, golden cases included.
 
     Raises:
         BundleError: it cannot be served, and why.
     """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("ONESLATE_")}
-    for name in ("runner", "provider", "precision", "intra_op_threads"):
+    for name in ("runner", "provider", "precision", "intra_op_threads", "load_graphs"):
         environment[f"ONESLATE_{name.upper()}"] = str(getattr(settings, name))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service.models.check", str(path), env=environment,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    environment["ONESLATE_BATCH"] = settings.batch.model_dump_json()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service.models.check", str(path), env=environment,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as error:
+        raise BundleError(f"{path}: the check does not start: {error.strerror or error}") from error
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             _, said = await process.communicate()
@@ -50,7 +54,9 @@ def main(path: Path) -> int:
     """The exit code."""
     try:
         os.nice(10)  # the service beside it has users
-        open_model(Settings.load(bundle=path), None)
+        settings = Settings.load(bundle=path)
+        runner, live = open_model(settings, None)
+        warm_up(settings, runner, live.snapshot)  # every graph, the largest batch: what may break the engine
     except (OneSlateError, ValueError, OSError) as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         return 1

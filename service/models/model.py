@@ -9,7 +9,7 @@ from service.bundle import Manifest
 from service.catalog import CatalogSnapshot, LiveCatalog
 from service.inference.batcher import Batcher
 from service.inference.runner import Runner
-from service.items import ItemWriter
+from service.items import CatalogFollower, ItemWriter
 from service.recommend import Recommender
 
 
@@ -20,6 +20,7 @@ class Model:
     runner: Runner
     live: LiveCatalog
     items: ItemWriter
+    follower: CatalogFollower
     batcher: Batcher
     recommender: Recommender
     _num_users: int = 0
@@ -38,6 +39,15 @@ class Model:
     def catalog(self) -> CatalogSnapshot:
         """The snapshot in service now."""
         return self.live.snapshot
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether gauges tell of its catalog: of several models, the active one's."""
+        return self.follower.is_observed
+
+    @is_observed.setter
+    def is_observed(self, is_observed: bool) -> None:
+        self.follower.is_observed = is_observed
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
-from service.bundle.manifest import Purpose
-from service.catalog import CatalogLog, LiveCatalog
+from service.catalog import CatalogLog
 from service.errors import CatalogError, CatalogUnavailable, ModelsUnavailable
 from service.history import GuardedHistoryStore, ShownRecorder
 from service.inference.batcher import Batcher
@@ -21,7 +20,7 @@ from service.models.registry import Registry
 from service.models.state import MemoryModelStates, ModelStates
 from service.opening import open_catalog_log, open_model, warm_up
 from service.recommend import Recommender
-from service.settings import CatalogSettings, Settings
+from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -75,26 +74,46 @@ def open_states(settings: Settings, url: str | None) -> ModelStates:
 async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator[Model]:
     """The model of a bundle, warm and at the end of the catalog's log; lets go of all that it opened.
 
-    `path`: of the bundle; None: the one that the settings name.
+    `path`: of a registered bundle; None: the one that the settings name, which begins with its own items where the log
+    does not answer: slates of those are better than none.
 
     Raises:
         BundleError, CatalogError, RunnerError: it cannot be used.
+        CatalogUnavailable: a registered one's items cannot be brought up to date: it would show what was removed.
     """
     settings, metrics = around.settings, around.metrics
     if path is not None:
         settings = settings.model_copy(update={"bundle": path})
     async with AsyncExitStack() as stack:
         runner, live = await asyncio.to_thread(open_model, settings, around.runner)
-        purposes = get_args(Purpose) if settings.load_graphs == "start" else ("generator",)
-        min_beam_width = settings.batch.min_beam_width(runner.manifest.beam_width)
-        pace = await asyncio.to_thread(
-            warm_up, runner, live.snapshot, settings.batch.max_size, purposes, min_beam_width
-        )
+        pace = await asyncio.to_thread(warm_up, settings, runner, live.snapshot)
         log = around.catalog_log
         if log is None:
             log = open_catalog_log(settings, around.redis_url, runner.manifest.model_version)
             stack.push_async_callback(log.close)
-        items = await stack.enter_async_context(_following(settings.catalog, log, live, runner, metrics))
+        follower = CatalogFollower(
+            log,
+            live,
+            metrics,
+            poll_s=settings.catalog.poll_ms / 1000,
+            merge_s=settings.catalog.merge_ms / 1000,
+        )
+        items = ItemWriter(log, live, follower, runner.manifest.max_branch, metrics)
+        follower.adopt = items.adopt
+        follower.is_observed = path is None
+        # Else follower and writer hold each other, and with them a catalog that the collector was told to leave alone.
+        stack.callback(setattr, follower, "adopt", None)
+        stack.push_async_callback(follower.close)
+        try:
+            await follower.catch_up()
+            if path is not None:  # what came live has its place before it is missed
+                await follower.adopted()
+                await follower.catch_up()
+        except (CatalogUnavailable, CatalogError) as error:
+            if path is not None:
+                raise
+            _log.warning("starting with the bundle's own items: %s", error)  # the follower keeps trying
+        await stack.enter_async_context(_running(follower.run()))
         batcher = Batcher(
             runner,
             lambda: live.snapshot,
@@ -103,7 +122,7 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
             max_batch_size=settings.batch.max_size,
             max_wait_s=settings.batch.max_wait_ms / 1000,
             queue_limit=settings.batch.queue_limit,
-            min_beam_width=min_beam_width,
+            min_beam_width=settings.batch.min_beam_width(runner.manifest.beam_width),
         )
         stack.push_async_callback(batcher.close, settings.drain_s)
         recommender = Recommender(
@@ -115,26 +134,14 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
             shown=around.shown,
         )
         _log.info("model %s, catalog %s", runner.manifest.model_version, live.snapshot.version)
-        yield Model(runner=runner, live=live, items=items, batcher=batcher, recommender=recommender)
+        yield Model(runner=runner, live=live, items=items, follower=follower, batcher=batcher, recommender=recommender)
 
 
 @asynccontextmanager
-async def _following(
-    settings: CatalogSettings, log: CatalogLog, live: LiveCatalog, runner: Runner, metrics: Metrics
-) -> AsyncIterator[ItemWriter]:
-    """Brings the catalog to the end of its log, keeps it there, and gives what writes to it."""
-    follower = CatalogFollower(log, live, metrics, poll_s=settings.poll_ms / 1000, merge_s=settings.merge_ms / 1000)
-    writer = ItemWriter(log, live, follower, runner.manifest.max_branch, metrics)
-    follower.adopt = writer.adopt
+async def _running(following: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(following, name="catalog follower")
     try:
-        await follower.catch_up()
-    except (CatalogUnavailable, CatalogError) as error:
-        # Slates of the bundle's own items are better than none; the follower keeps trying.
-        _log.warning("starting with the bundle's own items: %s", error)
-    task = asyncio.create_task(follower.run(), name="catalog follower")
-    try:
-        yield writer
+        yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await follower.close()

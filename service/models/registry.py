@@ -32,15 +32,15 @@ class Registry:
         """By model version. A folder without a manifest that can be read is left out, and logged at debug level.
 
         A name that begins with a dot is left out, too: a bundle is copied there and then renamed, so that nobody sees
-        half of it.
+        half of it. BundleError: the registry's own folder cannot be read.
         """
         found: dict[str, Registered] = {}
-        for path in sorted(self._folder.iterdir()):
-            if path.name.startswith(".") or not (path / "manifest.json").is_file():
-                continue
+        for path in self._paths():
             try:
+                if not (path / "manifest.json").is_file():
+                    continue
                 manifest = read_manifest(path / "manifest.json")
-            except BundleError as error:
+            except (BundleError, OSError) as error:
                 _log.debug("left out of the models: %s", error)
                 continue
             if manifest.model_version in found:
@@ -60,6 +60,12 @@ class Registry:
         if version in found:
             return found[version]
         # A damaged manifest does not say whose it is; the folder's name may.
-        if version in {path.name for path in self._folder.iterdir()} and not version.startswith("."):
+        if version in {path.name for path in self._paths()}:
             read_manifest(self._folder / version / "manifest.json")
         raise UnknownModel(f"{version!r} is none of the registered models: {', '.join(found) or 'there is none'}")
+
+    def _paths(self) -> list[Path]:
+        try:
+            return sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
+        except OSError as error:
+            raise BundleError(f"{self._folder}: {error.strerror or error}") from error

@@ -26,7 +26,9 @@ class ModelState(BaseModel):
         return ModelState(active=version, previous=(self.active, *self.previous)[:MAX_PREVIOUS])
 
     def tried(self, version: str, share: float) -> "ModelState":
-        """With this model for some users."""
+        """With this model for some users; the active one is for all already."""
+        if version == self.active:
+            return ModelState(active=self.active, previous=self.previous)
         return ModelState(active=self.active, previous=self.previous, canary=version, canary_share=share)
 
     def rolled_back(self) -> "ModelState | None":

@@ -10,12 +10,13 @@ and every replica that holds the bundle follows.
 import asyncio
 import logging
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from service.errors import BundleError, ModelsMoved, ModelsUnavailable, NoEarlierModel, OneSlateError, UnknownModel
+from service.errors import ModelsMoved, ModelsUnavailable, NoEarlierModel, OneSlateError, UnknownModel
 from service.metrics import Metrics
 from service.models.model import Model
 from service.models.registry import Registry
@@ -25,6 +26,7 @@ from service.version import package_version
 _log = logging.getLogger(__name__)
 _POLL_S: Final = 1.0
 _RETRY_S: Final = 15.0
+"""Until a model that is here and could not be served is tried again: to check it takes a process and seconds."""
 _LETTING_GO_S: Final = 60.0
 """As long as the longest deadline."""
 _NUM_TRIES: Final = 5
@@ -56,10 +58,13 @@ class Models:
         self.canary: Model | None = None
         self._canary_share = 0.0
         self._loaded: dict[str, tuple[Model, AsyncExitStack]] = {}
-        self._turn = asyncio.Lock()
+        self._wanted: Counter[str] = Counter()
+        """Versions that somebody is about to put into service: they are not let go."""
+        self._loading = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
         self.missing: str | None = None
         """A version that should be in service here and cannot be loaded."""
+        self._trouble_said = ""
 
     @classmethod
     @asynccontextmanager
@@ -71,9 +76,8 @@ class Models:
         Raises:
             BundleError, CatalogError, RunnerError: neither can be used.
         """
-        path = None if registry is None else await _active_path(registry, states)
         async with AsyncExitStack() as stack:
-            first = await stack.enter_async_context(open_one(path))
+            first = await _first(stack, registry, states, open_one)
             models = cls(first, registry, states, open_one, check, metrics)
             models._loaded[first.version] = (first, stack.pop_all())
         try:
@@ -118,46 +122,56 @@ class Models:
         Raises:
             UnknownModel: it is not registered.
             BundleError, CatalogError, RunnerError: it cannot be trusted or loaded; the one in service stays.
-            ModelsUnavailable, ModelsMoved: the state could not be changed, and is as it was; ask again.
+            ModelsUnavailable, ModelsMoved: the state may not have been changed; to ask again does no harm.
         """
         if self._registry is None:
             raise UnknownModel("this service has no registry of models: set ONESLATE_MODELS_DIR")
-        async with self._turn:
-            await self._load(version)
-            try:
-                return await self._change(
-                    lambda state: state.activated(version) if share >= 1 else state.tried(version, share)
-                )
-            finally:
-                self._let_go()
+        async with self._held(version):
+            for _ in range(_NUM_TRIES):
+                old = await self._states.read()
+                before = old or ModelState(active=self.active.version)
+                new = before.activated(version) if share >= 1 else before.tried(version, share)
+                if await self._replace(old, new):
+                    self._put(new)
+                    return new
+        raise ModelsMoved("others change the models all the time")
 
-    async def roll_back(self) -> ModelState:
+    async def roll_back(self, leaving: str | None = None) -> ModelState:
         """Takes back what some users try, or else goes back to the model before.
+
+        Args:
+            leaving: The model to leave: where it is not in service (any more) nothing is done, so that asking again
+                does no harm.
 
         Raises:
             NoEarlierModel: there is nothing to go back to.
             Else as `activate`.
         """
-        async with self._turn:
-            earlier = (await self.state()).rolled_back()
-            if earlier is None:
-                raise NoEarlierModel("no model was in service before this one")
-            for version in earlier.versions:
-                await self._load(version)
-            try:
-                return await self._change(lambda state: state.rolled_back() or state)
-            finally:
-                self._let_go()
-
-    async def _change(self, change: Callable[[ModelState], ModelState]) -> ModelState:
         for _ in range(_NUM_TRIES):
             old = await self._states.read()
-            new = change(old or ModelState(active=self.active.version))
-            if await self._states.replace(old, new):
-                if all(version in self._loaded for version in new.versions):
+            before = old or ModelState(active=self.active.version)
+            if leaving is not None and leaving not in before.versions:
+                return before
+            if leaving == before.active and before.canary is not None:
+                before = ModelState(active=before.active, previous=before.previous)
+            new = before.rolled_back()
+            if new is None:
+                raise NoEarlierModel("no model was in service before this one")
+            # Only what was loaded for this very state is put into it.
+            async with self._held(*new.versions):
+                if await self._replace(old, new):
                     self._put(new)
-                return new
+                    return new
         raise ModelsMoved("others change the models all the time")
+
+    async def _replace(self, old: ModelState | None, new: ModelState) -> bool:
+        try:
+            return await self._states.replace(old, new)
+        except ModelsUnavailable:
+            # The answer was lost, perhaps not the change.
+            if await self._states.read() == new:
+                return True
+            raise
 
     async def _follow(self) -> None:
         pause_s = _POLL_S
@@ -170,43 +184,63 @@ class Models:
         if self._registry is None:
             return True
         try:
-            async with self._turn:
-                state = await self._states.read()
-                if state is not None:
-                    await self._converge(state)
+            if (state := await self._states.read()) is not None:
+                await self._converge(state)
+            self._trouble_said = ""
         except (UnknownModel, ModelsUnavailable) as error:
-            self._trouble(error)
-        except OneSlateError as error:
-            self._trouble(error)
-            return False  # to check it takes a process and seconds
+            self._say(str(error), error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look may go well
+            self._say(str(error), error)
+            return False
         return True
 
-    def _trouble(self, error: OneSlateError) -> None:
+    def _say(self, trouble: str, error: Exception) -> None:
+        """Once, as long as it is the same."""
+        if trouble == self._trouble_said:
+            return
+        self._trouble_said = trouble
         self._metrics.model_errors.inc()
-        _log.warning("the models in service stay as they are: %s", error)
+        is_ours = isinstance(error, OneSlateError)
+        _log.warning("the models in service stay as they are: %s", trouble, exc_info=None if is_ours else error)
 
     async def _converge(self, state: ModelState) -> None:
-        """Brings this replica to the state. Raises where one of its models cannot be loaded here."""
-        here = ModelState(
-            active=self.active.version,
-            previous=state.previous,
-            canary=None if self.canary is None else self.canary.version,
-            canary_share=self._canary_share,
-        )
-        if here == state:
+        """Brings this replica to the state, the active model first. Raises where one cannot be loaded here."""
+        canary = None if self.canary is None else self.canary.version
+        here = (self.active.version, canary, self._canary_share)
+        if here == (state.active, state.canary, state.canary_share):
             self.missing = None
             return
+        self.missing = state.active
+        async with self._held(state.active):
+            if not await self._is_still(state):
+                return
+            canary_is_loaded = state.canary is None or state.canary in self._loaded
+            self._put(state if canary_is_loaded else ModelState(active=state.active))
+            self.missing = None if canary_is_loaded else state.canary
+            if state.canary is not None and not canary_is_loaded:
+                async with self._held(state.canary):
+                    if await self._is_still(state):
+                        self._put(state)
+                        self.missing = None
+
+    async def _is_still(self, state: ModelState) -> bool:
+        """To load takes a while: meanwhile it may have been taken back. What holds now is looked at soon."""
+        return await self._states.read() == state
+
+    @asynccontextmanager
+    async def _held(self, *versions: str) -> AsyncIterator[None]:
+        """Loads models beside what is in service, and keeps them at least as long as the block lasts."""
+        self._wanted.update(versions)
         try:
-            for version in state.versions:
-                self.missing = version
-                await self._load(version)
-            self.missing = None
-            self._put(state)
+            for version in versions:
+                async with self._loading:
+                    await self._load(version)
+            yield
         finally:
+            self._wanted.subtract(versions)
             self._let_go()
 
     async def _load(self, version: str) -> None:
-        """Beside what is in service."""
         if version in self._loaded:
             return
         if self._registry is None:
@@ -219,19 +253,22 @@ class Models:
 
     def _put(self, state: ModelState) -> None:
         """Between two requests: whoever asks from now on is answered by these."""
+        canary = self._loaded.get(state.canary or "")
         before = self.active.version
         self.active = self._loaded[state.active][0]
-        self.canary = None if state.canary is None else self._loaded[state.canary][0]
-        self._canary_share = state.canary_share
+        self.canary = None if canary is None else canary[0]
+        self._canary_share = state.canary_share if canary is not None else 0.0
+        for model in self.loaded():
+            model.is_observed = model is self.active
         if self.active.version != before:
             self._metrics.model_active(package_version(), self.active.version, self.active.runner.provider)
-        tried = f", {state.canary} for {state.canary_share:.1%} of users" if state.canary else ""
+        tried = f", {state.canary} for {state.canary_share:.1%} of users" if self.canary else ""
         _log.info("in service: model %s%s", state.active, tried)
 
     def _let_go(self) -> None:
-        """Of what is loaded and not in service, each when no request is answered by it any more."""
-        in_service = {model.version for model in self.loaded()}
-        for version in [version for version in self._loaded if version not in in_service]:
+        """Of what is loaded and neither in service nor about to be, each when no request is answered by it any more."""
+        needed = {model.version for model in self.loaded()} | {version for version, n in self._wanted.items() if n > 0}
+        for version in [version for version in self._loaded if version not in needed]:
             model, stack = self._loaded.pop(version)
             task = asyncio.create_task(self._leave(model, stack), name=f"letting go of {version}")
             self._leaving.add(task)
@@ -249,11 +286,13 @@ class Models:
             await stack.aclose()
 
 
-async def _active_path(registry: Registry, states: ModelStates) -> Path | None:
-    """Of the bundle that all replicas have in service; None: nobody says, or it is not here."""
+async def _first(stack: AsyncExitStack, registry: Registry | None, states: ModelStates, open_one: Open) -> Model:
+    """The model that all replicas have in service; where nobody says which, or it cannot be opened, the settings'."""
     try:
-        state = await states.read()
-        return None if state is None else (await asyncio.to_thread(registry.find, state.active)).path
-    except (UnknownModel, BundleError, ModelsUnavailable) as error:
+        state = None if registry is None else await states.read()
+        if registry is not None and state is not None:
+            path = (await asyncio.to_thread(registry.find, state.active)).path
+            return await stack.enter_async_context(open_one(path))
+    except (OneSlateError, OSError) as error:
         _log.warning("starting with the bundle that the settings name: %s", error)
-        return None
+    return await stack.enter_async_context(open_one(None))

@@ -164,7 +164,7 @@ def test_keys_come_and_go_while_the_service_runs(client: httpx.Client, keys_file
     keys_file.write_text("{")
     time.sleep(1.5)
     assert status("late") == 200, "a bad file changes nothing"
-    assert "oneslate_key_file_errors_total 1.0" in client.get("/metrics").text
+    assert "oneslate_key_file_current 0.0" in client.get("/metrics").text
     write_keys(keys_file, KEYS)
     until("late", 401)
     assert status("all") == 200

@@ -1,9 +1,11 @@
 """Models that come and go over real HTTP and a real Redis: activation, canary, rollback, refusals, two replicas."""
 
+import gc
 import json
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from live_http import fake_settings, live_client
 
 from service.bundle import BundledCatalog, write_bundle, write_catalog
 from service.history.embedded import EmbeddedRedis
-from service.inference.fake_runner import fake_catalog, fake_manifest
+from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
 
 NUM_ITEMS = 60
 
@@ -106,15 +108,53 @@ def test_a_model_is_activated_tried_and_taken_back(redis_url: str, models_dir: P
             assert recommend(client, model_version=version)["model_version"] == version
         refused = client.post("/v1/recommend", json={"user_id": "a", "slate_size": 1, "model_version": "three"})
         assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/model_version")
-        assert client.post("/v1/models/rollback").json()["canary"] is None
-        assert client.post("/v1/models/rollback").json()["active"] == "one"
+        assert client.post("/v1/models/rollback", json={}).json()["canary"] is None
+        assert client.post("/v1/models/rollback", json={}).json()["active"] == "one"
         assert recommend(client)["model_version"] == "one"
-        nothing = client.post("/v1/models/rollback")
+        nothing = client.post("/v1/models/rollback", json={})
         assert (nothing.status_code, nothing.json()["type"]) == (409, "urn:oneslate:problem:no-earlier-model")
     with replica(redis_url, models_dir) as client:  # a restart begins with what was active
         activate(client, "two")
     with replica(redis_url, models_dir) as client:
         assert recommend(client)["model_version"] == "two"
+
+
+def test_a_rollback_names_what_it_leaves_and_is_no_form(redis_url: str, models_dir: Path) -> None:
+    with replica(redis_url, models_dir) as client:
+        activate(client, "two")
+        for _ in range(2):  # asked again, it does nothing more
+            left = client.post("/v1/models/rollback", json={"model_version": "two"})
+            assert (left.status_code, left.json()["active"], left.json()["previous"]) == (200, "one", [])
+        # What a page of another site can send without asking.
+        forged = client.post("/v1/models/rollback", content="", headers={"Content-Type": "text/plain"})
+        assert forged.status_code == 415
+        tried = activate(client, "one", share=0.5)
+        assert (tried.status_code, tried.json()["errors"][0]["pointer"]) == (422, "/share")
+
+
+def test_what_users_of_a_canary_do_is_stored(redis_url: str, models_dir: Path) -> None:
+    with replica(redis_url, models_dir) as client:
+        activate(client, "two", share=0.5)
+        events = [
+            {"event_id": version, "user_id": "ann", "item_id": f"{version}:item-3", "timestamp": time.time()}
+            for version in ("one", "two", "three")
+        ]
+        results = client.post("/v1/events", json={"events": events}).json()["results"]
+        assert [result["status"] for result in results] == ["stored", "stored", "refused"]
+        history = client.get("/v1/users/ann/history").json()["events"]
+        assert [event["item_id"] for event in history] == ["one:item-3", "two:item-3"]
+        for version in ("one", "two"):
+            assert client.get(f"/v1/items/{version}:item-3").status_code == 200
+            assert client.get(f"/v1/items/{version}:item-3/similar").status_code == 200
+
+
+def test_a_start_with_a_damaged_active_model_serves_the_settings_own(redis_url: str, models_dir: Path) -> None:
+    with replica(redis_url, models_dir) as client:
+        activate(client, "two")
+    (models_dir / "two" / "generator.onnx").write_bytes(b"twp")
+    with replica(redis_url, models_dir) as client:
+        assert recommend(client)["model_version"] == "one"
+        assert client.get("/readyz").json() == {"status": "ready", "reasons": [], "degraded": ["model_not_loaded"]}
 
 
 def test_histories_and_items_outlive_a_switch(redis_url: str, models_dir: Path) -> None:
@@ -172,7 +212,7 @@ def test_replicas_follow_each_other(redis_url: str, models_dir: Path) -> None:
     with replica(redis_url, models_dir) as here, replica(redis_url, models_dir) as there:
         activate(here, "two")
         until(lambda: recommend(there)["model_version"] == "two")
-        assert there.post("/v1/models/rollback").status_code == 200
+        assert there.post("/v1/models/rollback", json={}).status_code == 200
         until(lambda: recommend(here)["model_version"] == "one")
 
 
@@ -207,7 +247,7 @@ def test_switches_under_load_fail_nobody_and_mix_nothing(redis_url: str, models_
             try:
                 for _ in range(4):
                     assert activate(client, "two").status_code == 200
-                    assert client.post("/v1/models/rollback").status_code == 200
+                    assert client.post("/v1/models/rollback", json={}).status_code == 200
             finally:
                 stop.set()
             assert sum(visitor.result() for visitor in visitors) > 20
@@ -230,3 +270,21 @@ def test_a_service_of_one_bundle_says_which_and_activates_none(models_dir: Path)
         refused = activate(client, "two")
         assert (refused.status_code, refused.json()["type"]) == (404, "urn:oneslate:problem:unknown-model")
         assert "ONESLATE_MODELS_DIR" in refused.json()["detail"]
+
+
+def test_a_model_that_is_let_go_is_gone_though_nobody_collects(redis_url: str, models_dir: Path) -> None:
+    """What was there at the start is frozen: nothing but the last reference frees it."""
+    gc.collect()
+    gc.disable()
+    try:
+        with replica(redis_url, models_dir) as client:
+            client.get("/openapi.json")
+            recommend(client)
+            [first] = [one for one in gc.get_objects() if type(one) is FakeRunner]
+            gone = weakref.ref(first)
+            del first
+            activate(client, "two")
+            assert recommend(client)["model_version"] == "two"
+            until(lambda: gone() is None)
+    finally:
+        gc.enable()

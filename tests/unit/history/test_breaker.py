@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.history.breaker import NUM_FAILURES, OPEN_S, CircuitBreaker, State
+from service.history.breaker import NUM_FAILURES, OPEN_S, SILENCE_S, CircuitBreaker, State
 
 
 class Clock:
@@ -65,6 +65,7 @@ def test_a_store_that_fails_is_asked_once_in_a_while_and_one_that_answers_always
     breaker = CircuitBreaker(clock=clock)
     failures, last_asked_s = 0, clock.now_s
     for step in course:
+        clock.now_s += SILENCE_S  # calls take a while
         if step == "wait":
             clock.now_s += OPEN_S / 2
             continue
@@ -78,3 +79,15 @@ def test_a_store_that_fails_is_asked_once_in_a_while_and_one_that_answers_always
             else:
                 failures = 0
                 breaker.succeeded()
+
+
+def test_failures_between_successes_open_nothing_however_many_in_a_row() -> None:
+    """As of a cluster with one node down: the others answer all the time."""
+    clock = Clock()
+    breaker = CircuitBreaker(clock=clock)
+    for _ in range(50):
+        breaker.succeeded()
+        for _ in range(2 * NUM_FAILURES):
+            clock.now_s += SILENCE_S / 20
+            assert breaker.may_ask()
+            breaker.failed()

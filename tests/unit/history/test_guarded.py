@@ -7,7 +7,7 @@ import pytest
 
 from service.domain import Event
 from service.errors import HistoryDamaged, HistoryUnavailable
-from service.history import CopyLimits, EventOutcome, GuardedHistoryStore, MemoryHistoryStore, UserHistory
+from service.history import CopyLimits, EventOutcome, GuardedHistoryStore, MemoryHistoryStore, ShownSlate, UserHistory
 from service.history.breaker import NUM_FAILURES, OPEN_S
 
 NOW_MS = 1_790_000_000_000
@@ -92,6 +92,45 @@ async def test_a_store_that_takes_no_writes_is_still_read() -> None:
     assert len((await rig.store.read("ann")).entries_N) == 0
 
 
+async def test_a_store_that_takes_no_writes_still_forgets() -> None:
+    rig = Rig()
+    await rig.see("ann", "a")
+    rig.inner.appends_fail = HistoryUnavailable("full")
+    for _ in range(2 * NUM_FAILURES):
+        with pytest.raises(HistoryUnavailable):
+            await rig.see("ann", "b")
+    assert await rig.store.delete("ann")
+
+
+async def test_a_store_that_hangs_is_left_alone_too_however_short_the_time() -> None:
+    rig = Rig()
+    await rig.see("ann", "a")
+    await rig.store.read("ann", NOW_MS)
+    rig.clock.now_s += 1
+    rig.inner.gate.clear()
+    for _ in range(3 * NUM_FAILURES):
+        copy = await rig.store.read_or_copy("ann", NOW_MS, timeout_s=0.005)
+        assert (len(copy.entries_N), copy.stale_s) == (1, 1)
+    assert rig.inner.num_reads == 1 + NUM_FAILURES
+    with pytest.raises(HistoryUnavailable):
+        await rig.store.read_or_copy("bob", NOW_MS, timeout_s=0.005)
+
+
+async def test_a_copy_keeps_what_was_shown_and_counts_it() -> None:
+    rig = Rig(CopyLimits(max_bytes=100_000))
+    shown = [
+        ShownSlate(user_id="ann", recommendation_id=f"{n:032x}", continued_from=None, item_keys=tuple(range(20)))
+        for n in range(10)
+    ]
+    await rig.store.remember(shown)
+    await rig.store.read("ann", with_shown=True)
+    await rig.store.read("ann")
+    rig.fail()
+    rig.clock.now_s += 1
+    assert (await rig.store.read_or_copy("ann", with_shown=True, timeout_s=5)).shown == tuple(shown)
+    assert rig.store._num_bytes > 10 * 20 * 40
+
+
 async def test_one_damaged_history_does_not_cut_off_the_others() -> None:
     rig = Rig()
     rig.fail(HistoryDamaged("not a history"))
@@ -107,16 +146,16 @@ async def test_a_young_copy_stands_in_and_says_how_old_it_is() -> None:
     fresh = await rig.store.read("ann", NOW_MS)
     rig.clock.now_s += 59
     rig.fail()
-    copy = await rig.store.read_or_copy("ann", NOW_MS)
+    copy = await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)
     assert copy.stale_s == 59
     with pytest.raises(HistoryUnavailable):
         await rig.store.read("ann", NOW_MS)
     assert copy.as_entries() == fresh.as_entries()
     with pytest.raises(HistoryUnavailable):
-        await rig.store.read_or_copy("bob", NOW_MS)
+        await rig.store.read_or_copy("bob", NOW_MS, timeout_s=5)
     rig.clock.now_s += 1
     with pytest.raises(HistoryUnavailable):
-        await rig.store.read_or_copy("ann", NOW_MS)
+        await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)
     assert rig.store.num_copies == 0
 
 
@@ -129,7 +168,7 @@ async def test_what_is_read_anew_replaces_the_copy() -> None:
     await rig.store.read("ann", NOW_MS)
     rig.fail()
     rig.clock.now_s += 31
-    copy = await rig.store.read_or_copy("ann", NOW_MS)
+    copy = await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)
     assert (len(copy.entries_N), copy.stale_s) == (2, 31)
 
 
@@ -141,8 +180,8 @@ async def test_the_copy_of_who_is_forgotten_is_gone() -> None:
     assert await rig.store.delete("ann")
     rig.fail()
     with pytest.raises(HistoryUnavailable):
-        await rig.store.read_or_copy("ann", NOW_MS)
-    assert (await rig.store.read_or_copy("bob", NOW_MS)).entries_N["item_key"].size == 1
+        await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)
+    assert (await rig.store.read_or_copy("bob", NOW_MS, timeout_s=5)).entries_N["item_key"].size == 1
 
 
 async def test_a_read_under_way_brings_nobody_back_who_is_forgotten() -> None:
@@ -156,7 +195,7 @@ async def test_a_read_under_way_brings_nobody_back_who_is_forgotten() -> None:
     assert len((await reading).entries_N) == 1  # it was asked before
     rig.fail()
     with pytest.raises(HistoryUnavailable):
-        await rig.store.read_or_copy("ann", NOW_MS)
+        await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)
 
 
 async def test_copies_have_a_size_and_the_oldest_go_first() -> None:
@@ -166,9 +205,9 @@ async def test_copies_have_a_size_and_the_oldest_go_first() -> None:
         await rig.store.read(f"user-{number}", NOW_MS)
     assert 5 <= rig.store.num_copies <= 7000 // 600
     rig.fail()
-    assert (await rig.store.read_or_copy("user-99", NOW_MS)).entries_N.size == 99 % 7
+    assert (await rig.store.read_or_copy("user-99", NOW_MS, timeout_s=5)).entries_N.size == 99 % 7
     with pytest.raises(HistoryUnavailable):
-        await rig.store.read_or_copy("user-0", NOW_MS)
+        await rig.store.read_or_copy("user-0", NOW_MS, timeout_s=5)
 
 
 async def test_without_copies_nothing_is_kept_that_could_stand_in() -> None:
@@ -177,4 +216,4 @@ async def test_without_copies_nothing_is_kept_that_could_stand_in() -> None:
     await rig.store.read("ann", NOW_MS)
     rig.fail()
     with pytest.raises(HistoryUnavailable):
-        await rig.store.read_or_copy("ann", NOW_MS)
+        await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)

@@ -1,7 +1,10 @@
 """API keys: the file, whom it lets in, and how often."""
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from service.errors import KeyFileError
 from service.keys import ApiKey, KeyRing, TokenBucket, digest, new_token, read_keys, write_keys
 
+ROOT = Path(__file__).resolve().parents[3]
 ENTRY = {"name": "shop", "sha256": digest("secret"), "scopes": ["recommend"]}
 
 
@@ -120,28 +124,54 @@ def test_a_rotation_gives_no_fresh_burst(tmp_path: Path) -> None:
     assert ring.bucket(a_key("new")) is None
 
 
-@given(
-    st.floats(0.1, 100),
-    st.integers(1, 20),
-    st.lists(st.tuples(st.floats(0, 3), st.integers(1, 25)), max_size=60),
-)
-def test_a_bucket_gives_its_rate_and_its_burst_and_no_more(
-    per_s: float, burst: int, course: list[tuple[float, int]]
-) -> None:
+@given(st.floats(0.1, 100), st.integers(1, 20), st.lists(st.floats(0, 3), max_size=60))
+def test_a_bucket_gives_its_rate_and_its_burst_and_no_more(per_s: float, burst: int, pauses_s: list[float]) -> None:
     now_s = 0.0
     bucket = TokenBucket(per_s, burst, clock=lambda: now_s)
-    taken = 0
-    for pause_s, number in course:
+    for taken, pause_s in enumerate(pauses_s, start=1):
         now_s += pause_s
-        wait_s = bucket.take(number)
-        if number > burst:
-            assert wait_s == float("inf")
-        elif wait_s == 0:
-            taken += number
-            assert taken <= burst + now_s * per_s + 1e-6
-        else:
-            # It is not a moment too long: then they are there.
+        if (wait_s := bucket.take()) > 0:
+            # It is not a moment too long: then there is one.
             now_s += wait_s + 1e-9
-            assert bucket.take(number) == 0
-            taken += number
-            assert taken <= burst + now_s * per_s + 1e-6
+            assert bucket.take() == 0
+        assert taken <= burst + now_s * per_s + 1e-6
+
+
+def test_a_file_keeps_its_owner_and_mode_and_is_changed_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write_keys(path, [])
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 10001, 10002)
+    before = path.stat()
+    names = [f"client-{number}" for number in range(12)]
+    add = (
+        "import sys; from pathlib import Path; from service.keys import *; change_keys(Path(sys.argv[1]), lambda keys: "
+    )
+    add += "[*keys, ApiKey(name=sys.argv[2], sha256=digest(sys.argv[2]), scopes=('admin',))])"
+    children = [subprocess.Popen([sys.executable, "-c", add, str(path), name], cwd=ROOT) for name in names]
+    assert [child.wait(timeout=60) for child in children] == [0] * len(names)
+    assert sorted(key.name for key in read_keys(path)) == sorted(names)
+    after = path.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+
+
+def test_a_file_that_could_not_be_read_is_read_once_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys.json"
+    write_keys(path, [a_key("old")])
+    ring = KeyRing(path)
+    write_keys(path, [])
+
+    def refuse(_: Path) -> None:
+        raise KeyFileError("Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.keys.read_keys", refuse)
+        with pytest.raises(KeyFileError):
+            ring.refresh()
+    assert not ring.is_current
+    assert ring.find("old") is not None
+    path.chmod(0o644)  # what an operator does about it
+    assert ring.refresh()
+    assert ring.is_current
+    assert ring.find("old") is None

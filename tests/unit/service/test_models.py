@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from service.bundle import Manifest
-from service.errors import BundleError, ModelsMoved, NoEarlierModel, UnknownModel
+from service.errors import BundleError, ModelsMoved, ModelsUnavailable, NoEarlierModel, UnknownModel
 from service.inference.fake_runner import fake_manifest
 from service.metrics import Metrics
 from service.models import MemoryModelStates, Model, Models, ModelState, Registered, Registry
@@ -47,6 +47,7 @@ class Shelf:
         self.course.append(f"open {version}")
         runner = SimpleNamespace(manifest=manifest(version), provider="fake")
         parts: dict[str, Any] = dict.fromkeys(("live", "items", "batcher", "recommender"))
+        parts["follower"] = SimpleNamespace(is_observed=True)
         yield Model(runner=cast(Any, runner), **parts)
         self.course.append(f"close {version}")
 
@@ -205,6 +206,86 @@ async def test_a_state_that_others_change_all_the_time_is_given_up_on() -> None:
         assert models.active.version == "first"
         await settle()
         assert shelf.course[-1] == "close second"
+
+
+async def test_a_model_that_was_taken_back_while_it_was_loaded_is_not_put_into_service() -> None:
+    states, shelf = MemoryModelStates(), Shelf("first", "second")
+    async with shelf.models(states) as models:
+        await states.replace(None, ModelState(active="second", previous=("first",)))
+
+        async def check(path: Path) -> None:
+            shelf.course.append(f"check {path}")
+            await states.replace(await states.read(), ModelState(active="first"))
+
+        models._check = check
+        assert await models._look()
+        assert models.active.version == "first"
+        await settle()
+        assert await models._look()
+        assert models.missing is None
+        assert shelf.course == ["open first", "check second", "open second", "close second"]
+
+
+async def test_a_canary_that_is_not_here_holds_up_no_active_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, shelf = MemoryModelStates(), Shelf("first", "second")
+    async with shelf.models(states) as models:
+        state = ModelState(active="second", previous=("first",), canary="third", canary_share=0.5)
+        await states.replace(None, state)
+        for _ in range(3):
+            assert await models._look()
+        assert (models.active.version, models.canary, models.missing) == ("second", None, "third")
+        await settle()
+        assert shelf.course.count("check second") == shelf.course.count("open second") == 1
+        shelf.versions.append("third")
+        assert await models._look()
+        assert (models.canary.version, models.missing) == ("third", None)
+
+
+async def test_a_lost_answer_is_not_taken_for_a_lost_change() -> None:
+    class Lossy(MemoryModelStates):
+        async def replace(self, old: ModelState | None, new: ModelState) -> bool:
+            await super().replace(old, new)
+            raise ModelsUnavailable("no answer")
+
+    shelf = Shelf("first", "second")
+    async with shelf.models(Lossy()) as models:
+        assert (await models.activate("second")).active == "second"
+        assert (await models.roll_back("second")) == ModelState(active="first")
+        assert (await models.roll_back("second")) == ModelState(active="first"), "asked again"
+
+
+async def test_a_rollback_goes_only_to_what_was_loaded_for_it() -> None:
+    states = MemoryModelStates()
+    here, there = Shelf("first", "second", "third"), Shelf("first", "second", "third")
+    async with here.models(states) as mine, there.models(states) as theirs:
+        await mine.activate("second")
+        await mine.activate("third")
+        here.refused.add("first")
+        there.refused.add("first")
+        outcomes = await asyncio.gather(mine.roll_back("third"), theirs.roll_back("third"), return_exceptions=True)
+        assert all(isinstance(outcome, ModelState) for outcome in outcomes)
+        state = await states.read()
+        assert state is not None
+        assert state.active == "second"
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("can't start new thread")])
+async def test_nothing_ends_the_following(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr("service.models.switch._POLL_S", 0.005)
+    monkeypatch.setattr("service.models.switch._RETRY_S", 0.01)
+    states, shelf = MemoryModelStates(), Shelf("first", "second")
+    async with shelf.models(states) as models:
+        find = shelf.find
+
+        def broken(version: str) -> Registered:
+            raise error
+
+        shelf.find = broken  # type: ignore[method-assign]
+        await states.replace(None, ModelState(active="second"))
+        await asyncio.sleep(0.05)
+        assert models.active.version == "first"
+        shelf.find = find  # type: ignore[method-assign]
+        await until(lambda: models.active.version == "second")
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.catalog import TagFilter
-from service.domain import Event
+from service.catalog import CatalogSnapshot, TagFilter
+from service.domain import Event, item_key
 from service.errors import HistoryUnavailable, RunnerError
 from service.history import GuardedHistoryStore, MemoryHistoryStore, ShownRecorder, UserHistory
 from service.inference.batcher import Batcher
 from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
+from service.inference.features import RequestInputs
 from service.inference.popular import PopularRanking
 from service.inference.runner import Batch, Decoded
 from service.metrics import Metrics
@@ -246,12 +247,34 @@ async def test_a_copy_of_the_history_stands_in_and_the_answer_says_so(house: Hou
     assert house.metrics.registry.get_sample_value("oneslate_stale_histories_total") == 1
 
 
-async def test_out_of_time_in_the_history_is_a_popular_slate(house: House) -> None:
+async def test_a_history_that_takes_too_long_costs_half_of_the_time_and_the_model_answers(house: House) -> None:
     house.store.sleeps_s = 5
-    answer = await house.ask(deadline_ms=40.0, tag_filter=RARE)
-    assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("popular", "deadline", True)
-    assert ids(answer) == ["item-0", "item-100", "item-200"]
-    assert house.runner.batches == []
+    began_s = time.monotonic()
+    answer = await house.ask(deadline_ms=600.0, tag_filter=RARE)
+    assert 0.25 < time.monotonic() - began_s < 0.55
+    assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("model", "history_unavailable", True)
+    assert sorted(ids(answer)) == ["item-0", "item-100", "item-200"]
+
+
+def test_a_popular_slate_is_of_one_catalog_whatever_comes_meanwhile() -> None:
+    """Another snapshot is put in its place in the middle: rows of one mean nothing in the other."""
+    catalogs = iter([CATALOG, fake_catalog(310), fake_catalog(320)])
+    last = [CATALOG]
+
+    def changing() -> CatalogSnapshot:
+        last[0] = next(catalogs, last[0])
+        return last[0]
+
+    ranking = PopularRanking(changing)
+    request = RequestInputs(
+        item_keys_E=np.array([item_key("item-5"), item_key("of no catalog")], dtype=np.uint64),
+        timestamps_ms_E=np.zeros(2, dtype=np.int64),
+        actions_E=np.ones(2, dtype=np.int32),
+        values_E=np.zeros(2, dtype=np.float32),
+        now_ms=0,
+    )
+    snapshot, ranked = ranking.slate(request, 5)
+    assert [snapshot.items[row].item_id for row, _ in ranked] == [f"item-{number}" for number in (5, 12, 19, 26, 33)]
 
 
 async def test_a_broken_model_is_a_popular_slate(house: House) -> None:

@@ -1,7 +1,6 @@
 """The waiting room: tenants in turn, each first come first served."""
 
 from dataclasses import dataclass, field
-from itertools import count
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +13,6 @@ Tenants = st.lists(st.sampled_from("abc"), max_size=25)
 @dataclass(eq=False)
 class Waiter:
     tenant: str
-    submitted_s: float
 
 
 @dataclass
@@ -23,18 +21,18 @@ class Room:
 
     room: WaitingRoom[Waiter] = field(default_factory=WaitingRoom)
     inside: list[Waiter] = field(default_factory=list)
-    clock: "count[int]" = field(default_factory=count)
 
     def add(self, tenant: str) -> Waiter:
-        waiter = Waiter(tenant, float(next(self.clock)))
+        waiter = Waiter(tenant)
         self.room.add(waiter)
         self.inside.append(waiter)
         return waiter
 
-    def place(self, waiter: Waiter) -> tuple[int, float]:
-        """Of its tenant how many came before it, then when it came: the order of service, spelled out."""
-        own = [one for one in self.inside if one.tenant == waiter.tenant]
-        return own.index(waiter), waiter.submitted_s
+    def serve(self) -> Waiter:
+        waiter = self.room.next()
+        self.room.discard(waiter)
+        self.inside.remove(waiter)
+        return waiter
 
 
 def room_of(tenants: list[str], leaving: list[int]) -> Room:
@@ -50,13 +48,38 @@ def room_of(tenants: list[str], leaving: list[int]) -> Room:
 
 
 @settings(deadline=None)
-@given(Tenants, st.lists(st.integers(0, 100), max_size=10))
-def test_service_is_in_turn_and_by_coming(tenants: list[str], leaving: list[int]) -> None:
-    room = room_of(tenants, leaving)
-    assert list(room.room) == sorted(room.inside, key=room.place)
-    assert len(room.room) == len(room.inside)
-    if room.inside:
-        assert room.room.first() is next(iter(room.room))
+@given(Tenants)
+def test_service_is_in_turn_and_by_coming(tenants: list[str]) -> None:
+    """The first of every tenant by their coming, then the second of every tenant, and so on."""
+    room = room_of(tenants, [])
+    own = [tenants[:place].count(tenant) for place, tenant in enumerate(tenants)]
+    expected = [room.inside[place] for place in sorted(range(len(tenants)), key=lambda place: (own[place], place))]
+    assert list(room.room) == expected
+    assert [room.serve() for _ in tenants] == expected
+    assert len(room.room) == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(1, 5))
+def test_whoever_comes_is_next_but_for_those_of_the_round(num_flood: int, num_served: int, num_calm: int) -> None:
+    """However much the flood has sent and been served already, each newcomer of another tenant waits for one of it."""
+    room = room_of(["flood"] * num_flood, [])
+    for _ in range(min(num_served, num_flood - 1)):
+        room.serve()
+    calm = [room.add(f"calm {number}") for number in range(num_calm)]
+    served = [room.serve() for _ in range(num_calm + 1)]
+    assert set(calm) <= set(served)
+
+
+def test_whoever_is_passed_over_is_next_and_stays_next() -> None:
+    """A run may have to take others first, for what it has to respect."""
+    room = room_of(["flood"] * 50, [])
+    room.serve()
+    calm = room.add("calm")
+    for _ in range(3):
+        assert room.room.next() is calm
+        room.room.discard(room.inside.pop(0))
+        room.add("flood")
 
 
 @settings(deadline=None)
