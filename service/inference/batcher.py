@@ -266,6 +266,11 @@ class Batcher:
         return 0.0 if whole_s is None else max(0.0, whole_s - self.running_s)
 
     async def _work(self) -> None:
+        # Else how it ended would hold its frame, that us, and we it: nobody would free the runner.
+        with suppress(asyncio.CancelledError):
+            await self._run_all()
+
+    async def _run_all(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()

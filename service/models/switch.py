@@ -82,6 +82,7 @@ class Models:
             models._loaded[first.version] = (first, stack.pop_all())
         try:
             metrics.model_active(package_version(), first.version, first.runner.provider)
+            del first  # this frame stays as long as the service runs
             await models._look()
             follower = None if registry is None else asyncio.create_task(models._follow(), name="models")
             try:
