@@ -133,7 +133,9 @@ class Models:
                 before = old or ModelState(active=self.active.version)
                 new = before.activated(version) if share >= 1 else before.tried(version, share)
                 if await self._replace(old, new):
-                    self._put(new)
+                    # A canary beside a model that another replica has just activated waits until that is here, too.
+                    if new.active in self._loaded:
+                        self._put(new)
                     return new
         raise ModelsMoved("others change the models all the time")
 

@@ -241,6 +241,18 @@ async def test_a_canary_that_is_not_here_holds_up_no_active_model(monkeypatch: p
         assert (models.canary.version, models.missing) == ("third", None)
 
 
+async def test_a_canary_beside_a_model_that_is_not_here_yet_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = MemoryModelStates()
+    here, there = Shelf("first", "second", "third"), Shelf("first", "second", "third")
+    async with here.models(states) as mine, there.models(states) as theirs:
+        await mine.activate("second")
+        state = await theirs.activate("third", share=0.5)
+        assert (state.active, state.canary) == ("second", "third")
+        assert theirs.active.version == "first"
+        assert await theirs._look()
+        assert [model.version for model in theirs.loaded()] == ["second", "third"]
+
+
 async def test_a_lost_answer_is_not_taken_for_a_lost_change() -> None:
     class Lossy(MemoryModelStates):
         async def replace(self, old: ModelState | None, new: ModelState) -> bool:
