@@ -29,7 +29,7 @@ from loadtests.arrivals import arrivals
 RECOMMEND: Final = "/v1/recommend"
 EVENTS: Final = "/v1/events"
 HISTORY: Final = "/v1/users/{user_id}/history"
-ITEM: Final = "/v1/items/{item_id}"
+ITEMS: Final = "/v1/items"
 VERSION: Final = "/version"
 MIX: Final = {"recommend": 80, "act": 15, "look_back": 4, "change_item": 1}
 """Of a hundred requests; items are changed only where the service allows it."""
@@ -163,7 +163,7 @@ class Arrivals(FastHttpUser):
         item_id = self.rng.choice(self.shown)
         for available in (False, True):
             body = {"items": [{"item_id": item_id, "available": available}]}
-            with self._request("POST", "/v1/items", "/v1/items", intended_s, json=body) as response:
+            with self._request("POST", ITEMS, ITEMS, intended_s, json=body) as response:
                 self._members(response)
             intended_s = time.perf_counter()
 

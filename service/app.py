@@ -5,11 +5,11 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +19,7 @@ from service.api.context import RequestContext
 from service.api.openapi import describe
 from service.api.replies import add_handlers
 from service.api.serving import Serving
+from service.background import running
 from service.bundle.reader import read_manifest
 from service.catalog import CatalogLog
 from service.errors import KeyFileError
@@ -232,7 +233,7 @@ async def _serving(
             lambda: guarded.is_asked,
             lambda: not serving.not_ready_reasons(),
         )
-        async with _running(serving.lag.measure(), "loop lag"):
+        async with running(serving.lag.measure(), "loop lag"):
             yield serving
 
 
@@ -252,16 +253,5 @@ async def _refreshed(keys: KeyRing, metrics: Metrics) -> AsyncIterator[None]:
             metrics.key_file_current.set(keys.is_current)
 
     metrics.key_file_current.set(1)
-    async with _running(refresh(), "API keys"):
+    async with running(refresh(), "API keys"):
         yield
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Work that goes on beside, and ends with the block."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

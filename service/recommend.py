@@ -22,7 +22,8 @@ from service.domain import RankedSlate, Slate, SlateItem, item_key
 from service.domain.explanation import ExplainedItem
 from service.errors import DeadlineExceeded, HistoryUnavailable, Overloaded, RunnerError
 from service.history import GuardedHistoryStore, ShownRecorder, ShownSlate, UserHistory, shown_until
-from service.inference.batcher import Answer, Batcher
+from service.inference.batch_run import Answer
+from service.inference.batcher import Batcher
 from service.inference.choice import slates_of
 from service.inference.explain import explanation_of
 from service.inference.features import RequestInputs

@@ -18,8 +18,8 @@ from service.catalog import TagFilter
 from service.logs import LogFormat, LogLevel
 
 _PREFIX = "ONESLATE_"
-_OF_OTHERS = frozenset({"ONESLATE_REQUIRE_DATA"})
-"""Names with our prefix that are read elsewhere: the test suite's."""
+_OF_OTHERS = frozenset({"ONESLATE_REQUIRE_DATA", "ONESLATE_KEY"})
+"""Names with our prefix that are read elsewhere: by the test suite, and by clients of a service with keys."""
 
 
 class _Group(BaseModel):

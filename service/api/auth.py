@@ -11,15 +11,8 @@ from starlette.requests import Request
 
 from service.api.openapi import SCHEME
 from service.api.serving import serving_of
-from service.keys import ApiKey, Scope, TokenBucket
-from service.problems import (
-    FORBIDDEN,
-    RATE_LIMITED,
-    UNAUTHORIZED,
-    FieldError,
-    Problem,
-    ProblemError,
-)
+from service.keys import Scope, TokenBucket
+from service.problems import FORBIDDEN, RATE_LIMITED, UNAUTHORIZED, FieldError, Problem, ProblemError
 
 _CHALLENGE: Final = {"WWW-Authenticate": SCHEME}
 
@@ -64,15 +57,11 @@ def admit(request: Request, scope: Scope) -> Caller:
     key = keys.find(_token(request))
     if key is None:
         raise ProblemError(Problem(UNAUTHORIZED, "No key of this service was sent.", headers=dict(_CHALLENGE)))
-    _check_scope(key, scope)
+    if scope not in key.scopes:
+        raise ProblemError(Problem(FORBIDDEN, f"This takes a key with the scope {scope!r}."))
     caller = Caller(key.name, key.user_id, keys.bucket(key))
     caller.spend()
     return caller
-
-
-def _check_scope(key: ApiKey, scope: Scope) -> None:
-    if scope not in key.scopes:
-        raise ProblemError(Problem(FORBIDDEN, f"This takes a key with the scope {scope!r}."))
 
 
 def _token(request: Request) -> str:

@@ -32,8 +32,6 @@ _SECURITY: Final = (
 )
 """Of every answer: it is what it says it is, in no frame, tells no other site its address, and is in no cache."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
 _SLATES: Final = frozenset({"/v1/recommend", "/v1/recommend/batch"})
 """What is refused at the door: to say no there costs a fraction of reading the request first. Events are not."""
 _CROWDED: Final = Problem(OVERLOADED, "More comes than can be read.", headers={"Retry-After": "1"})
@@ -61,7 +59,7 @@ class RequestContext:
             is_crowded: Whether slates are refused at the door.
         """
         self._app = app
-        self._direct = direct
+        self._direct = {place: self._called(endpoint) for place, endpoint in direct.items()}
         self._is_crowded = is_crowded
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -73,8 +71,7 @@ class RequestContext:
             return
         exchange = _Exchange(scope, send)
         request_id.set(exchange.request_id)
-        endpoint = self._direct.get((scope["method"], scope["path"]))
-        app = self._app if endpoint is None else self._called(endpoint)
+        app = self._direct.get((scope["method"], scope["path"]), self._app)
         try:
             if scope["path"] in _SLATES and self._is_crowded():
                 await problem_response(_CROWDED, self._metrics)(scope, receive, exchange.send)

@@ -10,18 +10,18 @@ queue, the narrower the beams: an answer that searched less beats none.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot, TagFilter
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
-from service.inference.features import RequestInputs, build_batch, length_bucket, most_filters
+from service.inference.batch_run import Answer, Entry, Run
+from service.inference.features import RequestInputs, length_bucket, most_filters
 from service.inference.pace import Pace
-from service.inference.runner import Batch, Beams, Runner
+from service.inference.runner import Runner
 from service.inference.waiting import WaitingRoom
 from service.metrics import Metrics
 
@@ -31,54 +31,6 @@ _CONFIDENCE: Final = 0.7
 the client takes time, too."""
 _UNKNOWN_RETRY_AFTER_S: Final = 1.0
 _MAX_RETRY_AFTER_S: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
-    """What the runner decoded for one request, and against which catalog."""
-
-    snapshot: CatalogSnapshot
-    beam_width: int
-    beams: Beams
-    queue_s: float
-    features_s: float
-    """Of the whole batch."""
-    inference_s: float
-    """Of the whole batch."""
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    inputs: RequestInputs
-    tenant: str
-    deadline_s: float
-    future: asyncio.Future[Answer]
-    submitted_s: float = field(default_factory=time.monotonic)
-
-    def expire(self) -> None:
-        self.settle(DeadlineExceeded("the request ran out of time"))
-
-    def settle(self, outcome: Answer | Exception) -> None:
-        if self.future.done():  # late or cancelled meanwhile
-            return
-        if isinstance(outcome, Exception):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """What the worker thread works on."""
-
-    entries: Sequence[_Entry]
-    snapshot: CatalogSnapshot
-    beam_width: int
-    started_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def purpose(self) -> Purpose:
-        return self.entries[0].inputs.purpose
 
 
 class Batcher:
@@ -119,8 +71,8 @@ class Batcher:
         self._queue_limit = queue_limit
         self._min_beam_width = min_beam_width
         self._restart_pause_s = restart_pause_s
-        self._waiting: WaitingRoom[_Entry] = WaitingRoom()
-        self._running: _Run | None = None
+        self._waiting: WaitingRoom[Entry] = WaitingRoom()
+        self._running: Run | None = None
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -174,7 +126,7 @@ class Batcher:
         if self._closing or not self.alive:
             raise RunnerError("the batcher does not run")
         loop = asyncio.get_running_loop()
-        entry = _Entry(inputs, tenant, deadline_s, loop.create_future())
+        entry = Entry(inputs, tenant, deadline_s, loop.create_future())
         self._check(inputs.purpose, inputs.num_slates, deadline_s - entry.submitted_s, tenant)
         self._make_room(tenant)
         timer = loop.call_later(max(0.0, deadline_s - entry.submitted_s), entry.expire)
@@ -284,10 +236,10 @@ class Batcher:
             entries = self._take(most_filters(snapshot.num_items))
             num_slates = max(entry.inputs.num_slates for entry in entries)
             width = self._beam_width(entries[0].inputs.purpose, num_slates, len(self._waiting))
-            self._running = run = _Run(entries, snapshot, width)
+            self._running = run = Run(entries, snapshot, width)
             if not self._waiting:
                 self._arrived.clear()
-            outcomes = await loop.run_in_executor(self._executor, self._run, run)
+            outcomes = await loop.run_in_executor(self._executor, run.outcomes, self._runner, self._max_batch_size)
             for entry, outcome in zip(entries, outcomes, strict=True):
                 entry.settle(outcome)
             if any(isinstance(outcome, Answer) for outcome in outcomes):
@@ -326,7 +278,7 @@ class Batcher:
             entry.expire()
             self._waiting.discard(entry)
 
-    def _take(self, num_filters: int) -> list[_Entry]:
+    def _take(self, num_filters: int) -> list[Entry]:
         """A batch of at most so many distinct filters: who is served next, and others for the same graph in their turn.
 
         Those whose history is not longer go first, since they pad nobody; longer ones fill the places that are left.
@@ -336,7 +288,7 @@ class Batcher:
         same = [entry for entry in self._waiting if entry.inputs.purpose == first.inputs.purpose]
         same.sort(key=lambda entry: length_bucket(entry.inputs, self._runner.manifest) > longest)
         filters: set[TagFilter | None] = set()
-        taken: list[_Entry] = []
+        taken: list[Entry] = []
         for entry in same:
             if len(taken) == self._max_batch_size:
                 break
@@ -370,65 +322,7 @@ class Batcher:
         self._running = None
         self._idle.set()
 
-    def _run(self, run: _Run) -> list[Answer | Exception]:
-        """In the worker thread: one outcome per entry."""
-        entries, snapshot = run.entries, run.snapshot
-        started_s = time.monotonic()
-        batch, places, errors = self._build(run)
-        outcomes: list[Answer | Exception] = [errors.get(place, _NOT_RUN) for place in range(len(entries))]
-        if batch is None:
-            return outcomes
-        built_s = time.monotonic()
-        try:
-            decoded = self._runner.run(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it fails this batch and no other
-            _log.exception("the runner failed a batch of %d", len(places))
-            return [errors.get(place, RunnerError(f"the run failed: {error}")) for place in range(len(entries))]
-        ended_s = time.monotonic()
-        for index, place in enumerate(places):
-            outcomes[place] = Answer(
-                snapshot=snapshot,
-                beam_width=batch.beam_width,
-                beams=decoded.of_request(index),
-                queue_s=started_s - entries[place].submitted_s,
-                features_s=built_s - started_s,
-                inference_s=ended_s - built_s,
-            )
-        return outcomes
-
-    def _build(self, run: _Run) -> tuple[Batch | None, Sequence[int], dict[int, Exception]]:
-        """The batch, the places of the requests in it, and the errors of those that cannot be in any."""
-        requests = [entry.inputs for entry in run.entries]
-
-        def build(some: Sequence[RequestInputs]) -> Batch:
-            return build_batch(
-                some, run.snapshot, self._runner.manifest, self._max_batch_size, beam_width=run.beam_width
-            )
-
-        try:
-            return build(requests), range(len(requests)), {}
-        except Exception:  # noqa: BLE001 - one of them is bad; which one, each tells alone
-            _log.debug("a batch could not be built at once", exc_info=True)
-        errors: dict[int, Exception] = {}
-        for place, request in enumerate(requests):
-            try:
-                build([request])
-            except Exception as error:  # noqa: BLE001 - the request's own error goes to the request
-                errors[place] = error
-        places = [place for place in range(len(requests)) if place not in errors]
-        if not places:
-            return None, places, errors
-        try:
-            return build([requests[place] for place in places]), places, errors
-        except Exception as error:  # noqa: BLE001 - as above, of the batch
-            _log.exception("a batch of %d cannot be built, though each of it can", len(places))
-            failed = RunnerError(f"the batch cannot be built: {error}")
-            return None, (), errors | dict.fromkeys(places, failed)
-
 
 def _soon(seconds: float | None) -> float:
     """When to come again: once so much is gone."""
     return _UNKNOWN_RETRY_AFTER_S if seconds is None else min(_MAX_RETRY_AFTER_S, seconds)
-
-
-_NOT_RUN = RunnerError("the request was not run")

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from service.background import running
 from service.catalog import CatalogLog
 from service.errors import CatalogError, CatalogUnavailable, ModelsUnavailable
 from service.history import GuardedHistoryStore, ShownRecorder
@@ -113,7 +113,7 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
             if path is not None:
                 raise
             _log.warning("starting with the bundle's own items: %s", error)  # the follower keeps trying
-        await stack.enter_async_context(_running(follower.run()))
+        await stack.enter_async_context(running(follower.run(), "catalog follower"))
         batcher = Batcher(
             runner,
             lambda: live.snapshot,
@@ -135,13 +135,3 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
         )
         _log.info("model %s, catalog %s", runner.manifest.model_version, live.snapshot.version)
         yield Model(runner=runner, live=live, items=items, follower=follower, batcher=batcher, recommender=recommender)
-
-
-@asynccontextmanager
-async def _running(following: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(following, name="catalog follower")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -12,10 +12,11 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
+from service.background import running
 from service.errors import ModelsMoved, ModelsUnavailable, NoEarlierModel, OneSlateError, UnknownModel
 from service.metrics import Metrics
 from service.models.model import Model
@@ -84,13 +85,8 @@ class Models:
             metrics.model_active(package_version(), first.version, first.runner.provider)
             del first  # this frame stays as long as the service runs
             await models._look()
-            follower = None if registry is None else asyncio.create_task(models._follow(), name="models")
-            try:
+            async with running(models._follow(), "models") if registry is not None else nullcontext():
                 yield models
-            finally:
-                if follower is not None:
-                    follower.cancel()
-                    await asyncio.gather(follower, return_exceptions=True)
         finally:
             await models._close()
 

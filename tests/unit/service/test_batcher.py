@@ -19,7 +19,8 @@ from service.catalog import CatalogSnapshot, TagFilter
 from service.domain import item_key
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
 from service.inference import features
-from service.inference.batcher import Answer, Batcher
+from service.inference.batch_run import Answer
+from service.inference.batcher import Batcher
 from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
 from service.inference.features import RequestInputs
 from service.inference.pace import Pace
@@ -445,7 +446,7 @@ async def test_a_batch_that_cannot_be_built_though_each_of_it_can_fails_alone(mo
             raise MemoryError("too many filters")
         return features.build_batch(requests, *arguments, **options)
 
-    monkeypatch.setattr("service.inference.batcher.build_batch", build)
+    monkeypatch.setattr("service.inference.batch_run.build_batch", build)
     runner = GatedRunner()
     async with batcher_of(runner) as batcher:
         [first] = await submitted(batcher, request(1))
