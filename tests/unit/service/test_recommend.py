@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.catalog import CatalogSnapshot, TagFilter
+from service.catalog import TagFilter
 from service.domain import Event, item_key
 from service.errors import HistoryUnavailable, RunnerError
 from service.history import GuardedHistoryStore, MemoryHistoryStore, ShownRecorder, UserHistory
@@ -256,27 +256,6 @@ async def test_a_history_that_takes_too_long_costs_half_of_the_time_and_the_mode
     assert sorted(ids(answer)) == ["item-0", "item-100", "item-200"]
 
 
-def test_a_popular_slate_is_of_one_catalog_whatever_comes_meanwhile() -> None:
-    """Another snapshot is put in its place in the middle: rows of one mean nothing in the other."""
-    catalogs = iter([CATALOG, fake_catalog(310), fake_catalog(320)])
-    last = [CATALOG]
-
-    def changing() -> CatalogSnapshot:
-        last[0] = next(catalogs, last[0])
-        return last[0]
-
-    ranking = PopularRanking(changing)
-    request = RequestInputs(
-        item_keys_E=np.array([item_key("item-5"), item_key("of no catalog")], dtype=np.uint64),
-        timestamps_ms_E=np.zeros(2, dtype=np.int64),
-        actions_E=np.ones(2, dtype=np.int32),
-        values_E=np.zeros(2, dtype=np.float32),
-        now_ms=0,
-    )
-    snapshot, ranked = ranking.slate(request, 5)
-    assert [snapshot.items[row].item_id for row, _ in ranked] == [f"item-{number}" for number in (5, 12, 19, 26, 33)]
-
-
 async def test_a_broken_model_is_a_popular_slate(house: House) -> None:
     house.runner.fails = True
     answer = await house.ask()
@@ -389,8 +368,6 @@ def test_popular_slates_are_the_most_popular_that_are_allowed(
 
 
 def _popular_request(excluded: list[str], tag_filter: TagFilter | None, limit: int = 0) -> Any:
-    from service.domain import item_key
-    from service.inference.features import RequestInputs
 
     return RequestInputs(
         item_keys_E=np.zeros(0, np.uint64),
