@@ -16,6 +16,7 @@ from service.bundle import Manifest
 from service.bundle.manifest import Precision, Purpose
 from service.errors import RunnerError
 from service.inference.feeds import decoded, graph_feeds, graph_spec
+from service.inference.openvino_experts import experts_extension
 from service.inference.runner import Batch, Decoded
 
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
@@ -29,7 +30,9 @@ def one_core() -> ov.Core:
     Each gives the calling thread a stack for signals of its own, and takes it away when the core ends. If the older of
     two ends first, the thread is left with a stack that is gone, and the next signal, be it SIGTERM, kills the process.
     """
-    return ov.Core()
+    core = ov.Core()
+    core.add_extension(experts_extension())
+    return core
 
 
 def has_bfloat16() -> bool:
@@ -77,8 +80,7 @@ class OpenVinoRunner:
             num_threads: Of one run; 0: one per core.
 
         Raises:
-            RunnerError: the graph does not load (a mixture of experts is `com.microsoft.MoE`, which OpenVINO does not
-                have), or the precision is not there; never silently another one.
+            RunnerError: the graph does not load, or the precision is not there; never silently another one.
         """
         self._manifest, self._folder = manifest, folder
         self._precision, self._num_threads = precision, num_threads

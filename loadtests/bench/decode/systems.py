@@ -31,10 +31,8 @@ Engine = Callable[[Feeds], npt.NDArray[np.int32]]
 """A loaded graph: from its inputs to the item rows [B, W, K]."""
 
 
-def engines(workload: DecodeWorkload) -> tuple[str, ...]:
-    """Those that run the workload's graph here, the reference first. OpenVINO has no mixture of experts."""
-    if workload.model.num_experts > 1:
-        return (ONNX_RUNTIME,)
+def engines() -> tuple[str, ...]:
+    """Those that run graphs here, the reference first."""
     return (ONNX_RUNTIME, *OPENVINO) if has_bfloat16() else FLOAT32
 
 
@@ -63,7 +61,7 @@ class Exported:
         self._workload, self._catalog = workload, catalog
         self._engines: dict[str, Engine] = {}
         self.graph = export_graph(generator, catalog.trie.max_branch, folder)
-        loads = {name: partial(self._load, name) for name in engines(workload)}
+        loads = {name: partial(self._load, name) for name in engines()}
         self.load_s = medians(interleaved(num_loads, loads, window_s=0))
         """Seconds by engine; the file is in the system's cache."""
 
