@@ -3,6 +3,9 @@
 Legend: N tokens, D width, F hidden width, E experts, A active experts.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +14,18 @@ from openvino import opset15 as operations
 from openvino.frontend.onnx import ConversionExtension
 
 _ACTIVATIONS: Final = frozenset({"relu"})
+_SLICES: ContextVar[dict[str, list[ov.Output]]] = ContextVar("slices of experts")
+"""Of each weight of the graph that is being read, by its name: what each expert has of it."""
+
+
+@contextmanager
+def reading_a_graph() -> Iterator[None]:
+    """Around the reading of one graph: its steps share their experts' weights. Else each would bring copies of all."""
+    token = _SLICES.set({})
+    try:
+        yield
+    finally:
+        _SLICES.reset(token)
 
 
 def experts_extension() -> ConversionExtension:
@@ -37,12 +52,10 @@ def _mixture(node: Any) -> list[ov.Output]:
     token = operations.scatter_elements_update(place, place, _token_of_place(router_NE, num_active), _int32(0))
     sorted_D = operations.gather(token_ND, token, _int64(0))
     slices = operations.variadic_split(sorted_D, _int64(0), count_E)
-    of_experts = [operations.split(weight, _int64(0), num_experts) for weight in weights]
+    of_experts = [_slices(weight, num_experts) for weight in weights]
     pieces = []
     for expert in range(num_experts):
-        up_FD, up_bias_F, down_DF, down_bias_D = (
-            operations.squeeze(weight.output(expert), _int64([0])) for weight in of_experts
-        )
+        up_FD, up_bias_F, down_DF, down_bias_D = (slices_of_weight[expert] for slices_of_weight in of_experts)
         hidden_F = operations.matmul(slices.output(expert), up_FD, False, True)
         hidden_F = operations.relu(operations.add(hidden_F, up_bias_F))
         out_D = operations.matmul(hidden_F, down_DF, False, True)
@@ -51,6 +64,16 @@ def _mixture(node: Any) -> list[ov.Output]:
     out_NAD = operations.reshape(out_D, _int64([-1, num_active, width]), False)
     weighed_NAD = operations.multiply(out_NAD, operations.unsqueeze(weight_NA, _int64([2])))
     return [operations.reduce_sum(weighed_NAD, _int64([1]), False).output(0)]
+
+
+def _slices(weight: ov.Output, num_experts: int) -> list[ov.Output]:
+    """What each expert has of a weight."""
+    known = _SLICES.get()
+    name = weight.get_node().get_friendly_name()
+    if name not in known:
+        split = operations.split(weight, _int64(0), num_experts)
+        known[name] = [operations.squeeze(split.output(expert), _int64([0])).output(0) for expert in range(num_experts)]
+    return known[name]
 
 
 def _sorted_places(expert_NA: ov.Output, num_experts: int) -> tuple[ov.Node, ov.Node]:

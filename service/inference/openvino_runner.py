@@ -16,7 +16,7 @@ from service.bundle import Manifest
 from service.bundle.manifest import Precision, Purpose
 from service.errors import RunnerError
 from service.inference.feeds import decoded, graph_feeds, graph_spec
-from service.inference.openvino_experts import experts_extension
+from service.inference.openvino_experts import experts_extension, reading_a_graph
 from service.inference.runner import Batch, Decoded
 
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
@@ -47,7 +47,8 @@ def compile_graph(graph: Path, precision: Precision, num_threads: int) -> ov.Com
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return one_core().compile_model(graph, "CPU", settings)
+    with reading_a_graph():
+        return one_core().compile_model(graph, "CPU", settings)
 
 
 def _reason(error: RuntimeError) -> str:

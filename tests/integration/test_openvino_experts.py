@@ -86,3 +86,32 @@ def test_another_activation_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "mixture.onnx", weights_of(4), 2, activation="gelu")
     with pytest.raises(RuntimeError, match="mixture of experts with gelu"):
         compile_graph(path, "float32", 1)
+
+
+def test_steps_share_the_weights_of_their_experts(tmp_path: Path) -> None:
+    def num_weights(num_steps: int) -> int:
+        weights = weights_of(4)
+        steps = [
+            helper.make_node(
+                "MoE", [f"x{step}", "router", *weights], [f"x{step + 1}"], domain="com.microsoft", k=2,
+                activation_type="relu", normalize_routing_weights=1,
+            )
+            for step in range(num_steps)
+        ]  # fmt: skip
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            steps,
+            "steps",
+            [value("x0", TensorProto.FLOAT, ["N", WIDTH]), value("router", TensorProto.FLOAT, ["N", 4])],
+            [value(f"x{num_steps}", TensorProto.FLOAT, ["N", WIDTH])],
+            [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        path = tmp_path / f"{num_steps}.onnx"
+        onnx.save(helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets), str(path))
+        operations = compile_graph(path, "float32", 1).get_runtime_model().get_ops()
+        shapes = [tuple(one.output(0).get_shape()) for one in operations if one.get_rt_info()["layerType"].astype(str) == "Const"]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        return sum(size for size in sizes if size >= WIDTH * HIDDEN)
+
+    assert num_weights(1) == num_weights(5) == 2 * 4 * WIDTH * HIDDEN
