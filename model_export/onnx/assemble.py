@@ -4,7 +4,7 @@ The driver of the search runs on names instead of tensors: running a piece copie
 unrolled, so the time grows with the number of nodes alone. Weights are shared by all copies of a graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx
@@ -17,7 +17,7 @@ from model_export.onnx.writer import GraphWriter
 from model_export.search.driver import HISTORY_ROWS, ITEM_EMBEDDINGS, ITEM_REWARDS
 from model_export.search.eager import search_parameter
 from model_export.search.forced import FORCED_ROWS, NUM_RUNNER_UPS
-from model_export.search.graphs import GraphPlan, graph_plans
+from model_export.search.graphs import PURPOSES, GraphPlan, graph_plans
 from model_export.search.pieces import Modules, make_pieces
 from model_export.search.sampled import LEVEL_PROPENSITIES
 from service.bundle.manifest import Purpose
@@ -65,6 +65,7 @@ def assemble(
     pieces: Mapping[str, ExportedPiece],
     max_branch: tuple[int, ...],
     reward: "RewardGraph | None" = None,
+    purposes: Collection[Purpose] = PURPOSES,
 ) -> dict[Purpose, onnx.ModelProto]:
     """Writes the graphs of a bundle, by purpose.
 
@@ -73,11 +74,12 @@ def assemble(
         pieces: From `export_pieces`, of a generator and reward model of the same configuration.
         max_branch: Per level the most children of a node that the graph shall hold.
         reward: Where slates shall have rewards.
+        purposes: The graphs wanted.
     """
     modules = make_pieces(generator, reward)
     return {
         plan.purpose: _assembled(plan, generator, NamedPieces(generator, modules, pieces, max_branch))
-        for plan in graph_plans(generator, has_reward=reward is not None)
+        for plan in graph_plans(generator, has_reward=reward is not None, purposes=purposes)
     }
 
 

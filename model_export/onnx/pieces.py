@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ from model_export.onnx.shapes import settle_shapes
 from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, ITEM_EMBEDDINGS, vector_inputs
 from model_export.search.eager import EagerPieces
 from model_export.search.forced import FORCED_ROWS
-from model_export.search.graphs import graph_plans
+from model_export.search.graphs import PURPOSES, graph_plans
 from model_export.search.pieces import make_pieces
+from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot
 from service.domain import Item
 
@@ -73,16 +74,21 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def export_pieces(generator: Generator, reward: "RewardGraph | None" = None) -> dict[str, ExportedPiece]:
+def export_pieces(
+    generator: Generator, reward: "RewardGraph | None" = None, purposes: Collection[Purpose] = PURPOSES
+) -> dict[str, ExportedPiece]:
     """Exports every piece that the graphs of this generator call, under the piece's name.
 
-    With a reward model the generator's graph has rewards; it is in eval mode.
+    Args:
+        generator: Searched on small problems.
+        reward: With it the generator's graph has rewards; in eval mode.
+        purposes: The graphs wanted.
     """
     was_training = generator.training
     generator.eval()
     calls: dict[str, list[tuple[Tensor, ...]]] = {}
     for problem in (0, 1):
-        _record_search(generator, reward, problem, calls)
+        _record_search(generator, reward, problem, calls, purposes)
     modules = make_pieces(generator, reward)
     exported = {name: export_module(modules[name][0], piece_calls) for name, piece_calls in calls.items()}
     generator.train(was_training)
@@ -109,7 +115,11 @@ class _Recorder(EagerPieces):
 
 @torch.no_grad()
 def _record_search(
-    generator: Generator, reward: "RewardGraph | None", problem: int, calls: dict[str, list[tuple[Tensor, ...]]]
+    generator: Generator,
+    reward: "RewardGraph | None",
+    problem: int,
+    calls: dict[str, list[tuple[Tensor, ...]]],
+    purposes: Collection[Purpose],
 ) -> None:
     spec = generator.spec
     rng = np.random.default_rng(problem)
@@ -152,7 +162,7 @@ def _record_search(
     # Roomier than the catalog needs, and not alike in the two problems, however few codes there are.
     max_branch = tuple(branch + problem for branch in catalog.trie.max_branch)
     # The generator's last: its many beams show more than the one of the other graphs, and the last call is the sample.
-    for plan in reversed(graph_plans(generator, has_reward=reward is not None)):
+    for plan in reversed(graph_plans(generator, has_reward=reward is not None, purposes=purposes)):
         plan.run(_Recorder(generator, reward, max_branch, calls), {name: inputs[name] for name in plan.inputs})
 
 

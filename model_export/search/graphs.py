@@ -1,8 +1,8 @@
 """The graphs of a bundle: what each reads, which search writes it, and what it gives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, get_args
 
 from model_export.model import Generator
 from model_export.search.driver import ITEM_REWARDS, Pieces, Value, graph_inputs, run_search, trie_inputs
@@ -10,6 +10,9 @@ from model_export.search.forced import FORCED_ROWS, RUNNER_UP_OUTPUTS, ForcedPie
 from model_export.search.sampled import LEVEL_PROPENSITIES, SAMPLER_INPUTS, run_sampler
 from service.bundle.manifest import Purpose
 from service.inference.feeds import OUTPUTS
+
+PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
+"""Of all graphs that a bundle may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +26,19 @@ class GraphPlan:
     """The search: from pieces and inputs by name to outputs by name."""
 
 
-def graph_plans(generator: Generator, *, has_reward: bool = False) -> tuple[GraphPlan, ...]:
-    """The graphs of a bundle with this generator; its own comes first, with rewards where there is a reward model."""
+def graph_plans(
+    generator: Generator, *, has_reward: bool = False, purposes: Collection[Purpose] = PURPOSES
+) -> tuple[GraphPlan, ...]:
+    """The graphs of a bundle with this generator; its own comes first, with rewards where there is a reward model.
+
+    `purposes`: the graphs wanted.
+    """
     spec = generator.spec
     has_vectors = generator.affinity is not None
     inputs = graph_inputs(spec.num_levels, has_vectors=has_vectors, has_reward=has_reward)
     outputs = (*OUTPUTS, ITEM_REWARDS) if has_reward else OUTPUTS
     forced_inputs = [name for name in graph_inputs(spec.num_levels, has_vectors=has_vectors) if name != "beam_slots"]
-    return (
+    plans = (
         GraphPlan(
             purpose="generator",
             inputs=inputs,
@@ -50,6 +58,7 @@ def graph_plans(generator: Generator, *, has_reward: bool = False) -> tuple[Grap
             run=lambda pieces, values: explain(pieces, values, generator),
         ),
     )
+    return tuple(plan for plan in plans if plan.purpose in purposes)
 
 
 def explain(pieces: Pieces[Value], inputs: Mapping[str, Value], generator: Generator) -> dict[str, Value]:

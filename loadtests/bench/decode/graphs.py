@@ -18,6 +18,7 @@ from model_export.onnx.assemble import assemble
 from model_export.onnx.pieces import export_pieces
 from model_export.onnx.weights import graph_file, save_graphs
 from model_export.search.driver import HISTORY_INPUTS
+from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot
 from service.inference.feeds import trie_feeds
 from service.inference.ort_runner import CPU_PROVIDER, session_options
@@ -40,7 +41,8 @@ def export_graph(generator: Generator, max_branch: tuple[int, ...], folder: Path
     """Writes the graph and its weights into the folder."""
     path = folder / graph_file("generator")
     started_s = time.perf_counter()
-    model = assemble(generator, export_pieces(generator), max_branch)["generator"]
+    only: tuple[Purpose, ...] = ("generator",)
+    model = assemble(generator, export_pieces(generator, purposes=only), max_branch, purposes=only)["generator"]
     save_graphs({"generator": model}, folder)
     return Graph(path=path, export_s=time.perf_counter() - started_s, num_nodes=len(model.graph.node))
 

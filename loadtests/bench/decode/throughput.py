@@ -85,7 +85,7 @@ class Throughput(DecodeWorkload):
     def _export_rows(self, exported: Exported) -> list[Row]:
         label, graph = f"{self.name}, export", exported.graph
         rows = [
-            Row(workload=label, system="graph", value=graph.export_s, unit="s to export"),
+            Row(workload=label, system="graph", value=graph.export_s, unit="s to export this graph alone"),
             Row(workload=label, system="graph", value=graph.num_nodes, unit="nodes"),
         ]
         loads = exported.load_s.items()

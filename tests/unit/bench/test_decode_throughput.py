@@ -141,7 +141,7 @@ def test_rows_and_ratios_of_each_shape_follow_from_the_times(console: Console, c
         assert value[label, ONNX_RUNTIME, "of best slates as eager"] == 1
     assert len(ratios) == 2 * (len(ours) * len(rivals) + len(ours) - 1)
     assert value["small, export", "graph", "nodes"] > 100
-    assert value["small, export", "graph", "s to export"] > 0
+    assert value["small, export", "graph", "s to export this graph alone"] > 0
     assert all(value["small, export", name, "s to load"] > 0 for name in ours)
 
 
