@@ -259,6 +259,35 @@ def serve(
 
 
 @cli.command(rich_help_panel="Online")
+def collect(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of Parquet files; made, or gone on with.")],
+    every_s: Annotated[float, typer.Option("--every", min=0.05, help="Seconds from one look to the next.")] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="Drain what waits, then end.")] = False,
+    max_rows: Annotated[int, typer.Option(min=256, help="Rows of one commit, about.")] = 100_000,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65_535, help="Serve metrics on loopback; 0: do not.")] = 0,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Drain what another folder's collector drained until now.")
+    ] = False,
+) -> None:
+    """Drains the event log (ONESLATE_EVENT_LOG__MAX_ROWS) from Redis into Parquet, each row once, until SIGTERM.
+
+    Where Redis is, ONESLATE_HISTORY__URL or ONESLATE_HISTORY__DATA_DIR says, as for `serve`. One folder, one collector.
+
+    Examples: `oneslate collect --out log/`, `oneslate collect --out log/ --once`
+    """
+    from service.collect import collect as collect_log
+    from service.eventlog.collector import CollectorLimits
+    from service.settings import CollectSettings
+
+    limits = CollectorLimits(every_s=every_s, max_rows=max_rows)
+    num_rows = collect_log(
+        CollectSettings.load(), out, limits, once=once, metrics_port=metrics_port, take_over=take_over
+    )
+    if once:
+        typer.echo(f"{num_rows} rows drained into {out}")
+
+
+@cli.command(rich_help_panel="Online")
 def demo(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the service.")] = 8000,
     once: Annotated[bool, typer.Option("--once", help="Stop after printing.")] = False,
@@ -472,6 +501,19 @@ def bench_http(record: Record = False) -> None:
     from loadtests.bench import http
 
     http.run(record=record)
+
+
+@bench_cli.command("batching")
+def bench_batching(
+    bundle: Annotated[Path, typer.Option(help="Bundle to decode with.")], record: Record = False
+) -> None:
+    """What batching gains in service, beside what it gains the bare decoder, and its cost at low load. Four minutes.
+
+    Example: `oneslate bench batching --bundle bundles/industrial --record`
+    """
+    from loadtests.bench import batching
+
+    batching.run(bundle, record=record)
 
 
 @bench_cli.command("overload")

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from service.api import catalog, events, items, models, operations, recommend, similar, users
 from service.api.context import RequestContext
 from service.api.openapi import describe
+from service.api.protocol import guarded_protocol
 from service.api.replies import add_handlers
 from service.api.serving import Serving
 from service.background import running
@@ -111,8 +112,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     configure_logging(settings.log_level, settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(
-        app, http="httptools", loop="uvloop", lifespan="off", access_log=False, log_config=None, server_header=False,
-        proxy_headers=False,
+        app, http=guarded_protocol(settings.limits, app.state.metrics), ws="none", loop="uvloop", lifespan="off",
+        access_log=False, log_config=None, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )  # fmt: skip
 
@@ -198,12 +199,13 @@ async def _serving(
         url = await redis_url(settings.history) if history is None else None
         registry = open_registry(settings, url)
         if history is None:
-            history = open_history(settings.history, url)
+            history = open_history(settings.history, url, settings.event_log.max_rows)
             stack.push_async_callback(history.close)
         guarded = GuardedHistoryStore(
             history, limits=CopyLimits(max_age_s=settings.history.stale_s, max_bytes=settings.history.copy_bytes)
         )
-        shown = ShownRecorder(guarded, metrics) if settings.history.shown_ttl_s else None
+        recorded = settings.history.shown_ttl_s or settings.event_log.max_rows
+        shown = ShownRecorder(guarded, metrics) if recorded else None
         if shown is not None:
             stack.push_async_callback(shown.close)
         around = Surroundings(
@@ -225,6 +227,7 @@ async def _serving(
             models=in_service,
             store=guarded,
             metrics=metrics,
+            shown=shown,
             keys=keys,
             filters={name: named.tag_filter() for name, named in settings.filters.items()},
         )
@@ -233,7 +236,7 @@ async def _serving(
             lambda: guarded.is_asked,
             lambda: not serving.not_ready_reasons(),
         )
-        async with running(serving.lag.measure(), "loop lag"):
+        async with running(serving.lag.measure(), "loop lag"), running(guarded.follow_forgotten(), "forgotten users"):
             yield serving
 
 

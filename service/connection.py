@@ -18,6 +18,8 @@ from service.errors import HistoryUnavailable, OneSlateError
 _CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = ("redis", "rediss", "unix", *_CLUSTER_SCHEMES)
 _SPARE_CONNECTIONS = 16
+_CLOSED = "the handler is closed"
+"""What uvloop says, as a RuntimeError, of a connection that the server has closed before we write."""
 _TIMEOUTS = (exceptions.TimeoutError, TimeoutError)
 
 
@@ -201,6 +203,10 @@ class RedisConnection:
         num_cancels = task.cancelling()
         try:
             return await call()
+        except RuntimeError as error:
+            if _CLOSED not in str(error):
+                raise
+            raise exceptions.ConnectionError("the connection was closed by the other side") from error
         finally:
             self._free_slots.release()
             if task.cancelling() > num_cancels:

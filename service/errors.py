@@ -7,6 +7,9 @@ OneSlateError
 |-- KeyFileError           a file of API keys that cannot be used
 |-- HistoryUnavailable     the history store did not answer in time
 |   `-- HistoryDamaged     it answered what is no history
+|-- EventLogFull           the event log holds all that it may until it is drained
+|-- EventLogOwned          the event log is drained by another collector
+|-- EventLogDamaged        an entry of it, or the folder that it is drained into, cannot be used
 |-- CatalogUnavailable     the catalog's log did not answer in time
 |-- CatalogMoved           the catalog was changed meanwhile
 |-- UnknownModel           no registered model has this version
@@ -47,6 +50,18 @@ class HistoryUnavailable(OneSlateError):
 
 class HistoryDamaged(HistoryUnavailable):
     """The history store answered, but what it holds of this user is no history."""
+
+
+class EventLogFull(OneSlateError):
+    """The event log holds all that it may until it is drained: what was sent is not acknowledged."""
+
+
+class EventLogOwned(OneSlateError):
+    """The event log is drained by another collector."""
+
+
+class EventLogDamaged(OneSlateError):
+    """An entry of the event log, or the folder that it is drained into, cannot be used."""
 
 
 class CatalogUnavailable(OneSlateError):

@@ -49,6 +49,9 @@ class Metrics:
             "oneslate_stale_histories", "Slates made from a copy, because the history store did not answer.",
             registry=registry,
         )  # fmt: skip
+        self.impressions_unlogged = Counter(
+            "oneslate_impressions_unlogged", "Slates answered for which the event log had no room.", registry=registry
+        )
         self.history_asked = Gauge(
             "oneslate_history_asked", "0 while the history store is left alone because it fails.", registry=registry
         )

@@ -135,8 +135,10 @@ def _request(num_events: int, purpose: Purpose) -> RequestInputs:
     )
 
 
-async def redis_url(settings: HistorySettings) -> str | None:
+async def redis_url(settings: HistorySettings, *, keep_fsync: bool = False) -> str | None:
     """Where histories and the catalog's log are kept; None: in this process alone. Starts an embedded Redis.
+
+    `keep_fsync`: leave that of one that runs as it is; it is the service's to say.
 
     Raises:
         ValueError: the settings do not say.
@@ -151,19 +153,24 @@ async def redis_url(settings: HistorySettings) -> str | None:
     # Without Redis nothing of it is loaded.
     from service.history.embedded import EmbeddedRedis  # noqa: PLC0415
 
-    return await asyncio.to_thread(EmbeddedRedis(settings.data_dir, appendfsync=settings.fsync).start)
+    redis = EmbeddedRedis(settings.data_dir, appendfsync=settings.fsync, keep_fsync=keep_fsync)
+
+    return await asyncio.to_thread(redis.start)
 
 
-def open_history(settings: HistorySettings, url: str | None) -> HistoryStore:
-    """Where histories are kept; nothing is connected yet."""
+def open_history(settings: HistorySettings, url: str | None, log_rows: int = 0) -> HistoryStore:
+    """Where histories are kept; nothing is connected yet. `log_rows`: as `HistoryLimits.log_rows`."""
     limits = HistoryLimits(
         num_entries=settings.num_entries,
         num_seen=settings.num_seen,
         max_age_ms=settings.max_age_days * _DAY_MS,
-        shown_bytes=settings.shown_bytes,
+        shown_bytes=settings.shown_bytes if settings.shown_ttl_s else 0,
         shown_ms=max(1, settings.shown_ttl_s * 1000),
+        log_rows=log_rows,
     )
     if url is None:
+        if log_rows:
+            raise ValueError("the event log needs a Redis, and histories are kept in this process alone (memory://)")
         return MemoryHistoryStore(limits)
     from service.connection import ConnectionLimits  # noqa: PLC0415  (as above)
     from service.history.redis_store import RedisHistoryStore  # noqa: PLC0415

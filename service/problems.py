@@ -9,6 +9,7 @@ import orjson
 
 from service.errors import (
     CatalogUnavailable,
+    EventLogFull,
     HistoryUnavailable,
     ModelsUnavailable,
     NoEarlierModel,
@@ -35,17 +36,22 @@ class ProblemType:
         return _TYPE_PREFIX + self.code
 
 
+MALFORMED_REQUEST = ProblemType("malformed-request", 400, "This is no HTTP request")
 MALFORMED_JSON = ProblemType("malformed-json", 400, "The body is not JSON")
 UNAUTHORIZED = ProblemType("unauthorized", 401, "A key is needed")
 FORBIDDEN = ProblemType("forbidden", 403, "The key does not allow this")
 NOT_FOUND = ProblemType("not-found", 404, "There is nothing here")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The method is not allowed here")
+REQUEST_TIMEOUT = ProblemType("request-timeout", 408, "The request did not come in time")
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be application/json")
 INVALID_REQUEST = ProblemType("invalid-request", 422, "The request is not valid")
+HEAD_TOO_LARGE = ProblemType("head-too-large", 431, "The head of the request is too large")
 OVERLOADED = ProblemType("overloaded", 429, "Too many requests wait already")
 RATE_LIMITED = ProblemType("rate-limited", 429, "The key sends too many requests")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "Something went wrong on our side")
+TOO_MANY_CONNECTIONS = ProblemType("too-many-connections", 503, "Too many connections are open")
+EVENT_LOG_FULL = ProblemType("event-log-full", 503, "The event log is full")
 HISTORY_UNAVAILABLE = ProblemType("history-unavailable", 503, "The history store does not answer")
 CATALOG_UNAVAILABLE = ProblemType("catalog-unavailable", 503, "The catalog's log does not answer")
 NOT_READY = ProblemType("not-ready", 503, "The service is not ready")
@@ -61,8 +67,9 @@ UNKNOWN_ACTION = ProblemType("unknown-action", 422, "The model does not know the
 REFUSED_EVENT = ProblemType("refused-event", 422, "The event cannot be stored")
 
 PROBLEM_TYPES: Final = (
-    MALFORMED_JSON, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE,
-    INVALID_REQUEST, OVERLOADED, RATE_LIMITED, INTERNAL_ERROR, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY,
+    MALFORMED_REQUEST, MALFORMED_JSON, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED, REQUEST_TIMEOUT,
+    BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, HEAD_TOO_LARGE, INVALID_REQUEST, OVERLOADED, RATE_LIMITED, INTERNAL_ERROR,
+    TOO_MANY_CONNECTIONS, EVENT_LOG_FULL, HISTORY_UNAVAILABLE, CATALOG_UNAVAILABLE, NOT_READY,
     UNKNOWN_ITEM, UNKNOWN_VERSION, REFUSED_ITEM, UNKNOWN_ACTION, REFUSED_EVENT,
     UNKNOWN_MODEL, REFUSED_MODEL, NO_EARLIER_MODEL, MODELS_UNAVAILABLE,
 )  # fmt: skip
@@ -134,6 +141,11 @@ def problem_of(error: Exception) -> Problem:
 _OF_ERRORS: Final[tuple[tuple[type[Exception], ProblemType, str], ...]] = (
     # Messages of what is unavailable name hosts; they go to the log.
     (HistoryUnavailable, HISTORY_UNAVAILABLE, "The history store did not answer in time; nothing was acknowledged."),
+    (
+        EventLogFull,
+        EVENT_LOG_FULL,
+        "Nothing was acknowledged; sending all again does no harm, once the log is drained.",
+    ),
     (
         CatalogUnavailable,
         CATALOG_UNAVAILABLE,

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from service.bundle import Manifest
 from service.catalog import CatalogSnapshot, TagFilter
-from service.domain import RankedSlate, Slate, SlateItem, item_key
+from service.domain import Impression, RankedSlate, Slate, SlateItem, item_key
 from service.domain.explanation import ExplainedItem
 from service.errors import DeadlineExceeded, HistoryUnavailable, Overloaded, RunnerError
-from service.history import GuardedHistoryStore, ShownRecorder, ShownSlate, UserHistory, shown_until
+from service.history import GuardedHistoryStore, ShownRecorder, UserHistory, shown_until
 from service.inference.batch_run import Answer
 from service.inference.batcher import Batcher
 from service.inference.choice import slates_of
@@ -227,13 +227,15 @@ class Recommender:
     def _finish(self, query: RecommendQuery, slate: Slate, answer: Answer | None, course: _Course) -> Recommendation:
         recommendation_id = _new_id(course.now_ms)
         if self._shown is not None:
-            shown = ShownSlate(
+            impression = Impression(
                 user_id=query.user_id,
                 recommendation_id=recommendation_id,
                 continued_from=query.continue_from,
-                item_keys=tuple(item_key(item.item_id) for item in slate.items),
+                timestamp_ms=course.now_ms,
+                slate=slate,
+                temperature=None if slate.propensity is None else query.temperature,
             )
-            self._shown.add(shown)
+            self._shown.add(impression)
         total_s = time.monotonic() - course.started_s
         features_s, queue_s, inference_s = (
             (0.0, 0.0, 0.0) if answer is None else (answer.features_s, answer.queue_s, answer.inference_s)

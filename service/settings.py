@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -60,6 +60,14 @@ class HistorySettings(_Group):
         return self
 
 
+class EventLogSettings(_Group):
+    """The log of what users were shown and did, for `oneslate collect`."""
+
+    max_rows: int = Field(default=0, ge=0)
+    """Rows that wait in Redis for a collector at most, 256 streams with an equal share each: where one is full, events
+    are refused and slates are not logged. 0: there is no log."""
+
+
 class CatalogSettings(_Group):
     """How changes of items come into service. Their log is kept where histories are."""
 
@@ -95,6 +103,12 @@ class BatchSettings(_Group):
 class LimitSettings(_Group):
     """How much one request may ask."""
 
+    connections: int = Field(default=4096, ge=1)
+    """Open at once."""
+    read_s: float = Field(default=10.0, gt=0)
+    """Seconds for a whole request to come, from its first byte or from the connection's beginning."""
+    head_bytes: int = Field(default=65_536, ge=1024)
+    """Of the request line and the headers."""
     body_bytes: int = Field(default=1_000_000, ge=1024)
     exclude: int = Field(default=1000, ge=1)
     """Item ids in `exclude`."""
@@ -136,8 +150,8 @@ class FilterSettings(_Group):
         return TagFilter(any_of=self.any_of, all_of=self.all_of, none_of=self.none_of)
 
 
-class Settings(BaseSettings):
-    """The service's settings. `Settings.load()` reads the environment."""
+class CollectSettings(BaseSettings):
+    """What the service and the collector of its event log both read. `load()` reads the environment."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -147,6 +161,32 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    history: HistorySettings = HistorySettings()
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "json"
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Reads the environment; `overrides` win over it.
+
+        Raises:
+            ValueError: a name that means nothing or a value that cannot be; one line that names it.
+        """
+        _refuse_unknown_names(os.environ)
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = _PREFIX + "__".join(str(part).upper() for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{name}: {message}" if first["loc"] else message) from error
+        except SettingsError as error:  # a group or a dictionary that is not JSON
+            raise ValueError(f"{error}: it must be JSON") from error
+
+
+class Settings(CollectSettings):
+    """The service's settings. `Settings.load()` reads the environment."""
+
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     """0: any free port."""
@@ -155,7 +195,7 @@ class Settings(BaseSettings):
     models_dir: Path | None = None
     """Folder of bundles, each a folder of its own, that may be activated while the service runs."""
     runner: Literal["auto", "onnx", "openvino", "fake"] = "onnx"
-    """`onnx`: ONNX Runtime. `openvino`: OpenVINO (its own extra; no mixture of experts). `auto`:
+    """`onnx`: ONNX Runtime. `openvino`: OpenVINO (its own extra). `auto`:
     what was fastest when the bundle was exported, if it loads here. `fake`: no model; without a bundle, a small catalog
     of its own. For tests and for measuring HTTP."""
     provider: Literal["cpu", "cuda"] = "cpu"
@@ -173,7 +213,7 @@ class Settings(BaseSettings):
     """JSON file of API keys (`oneslate keys new`), read again when it changes; without it everybody may everything."""
     allow_anonymous: bool = False
     """Serve beyond loopback without keys: in a private network, or behind something that knows who calls."""
-    history: HistorySettings = HistorySettings()
+    event_log: EventLogSettings = EventLogSettings()
     catalog: CatalogSettings = CatalogSettings()
     batch: BatchSettings = BatchSettings()
     limits: LimitSettings = LimitSettings()
@@ -182,8 +222,6 @@ class Settings(BaseSettings):
     """Named filters, as JSON: `{"kids": {"any_of": ["Children"]}}`."""
     drain_s: float = Field(default=5.0, ge=0)
     """How long a shutdown waits for what is in flight."""
-    log_level: LogLevel = "info"
-    log_format: LogFormat = "json"
 
     @model_validator(mode="after")
     def _something_to_serve(self) -> "Settings":
@@ -203,24 +241,6 @@ class Settings(BaseSettings):
                 f"everything: set {_PREFIX}KEYS_FILE (`oneslate keys new` makes one), or {_PREFIX}ALLOW_ANONYMOUS=true"
             )
         return self
-
-    @classmethod
-    def load(cls, **overrides: Any) -> "Settings":
-        """Reads the environment; `overrides` win over it.
-
-        Raises:
-            ValueError: a name that means nothing or a value that cannot be; one line that names it.
-        """
-        _refuse_unknown_names(os.environ)
-        try:
-            return cls(**overrides)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            name = _PREFIX + "__".join(str(part).upper() for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{name}: {message}" if first["loc"] else message) from error
-        except SettingsError as error:  # a group or a dictionary that is not JSON
-            raise ValueError(f"{error}: it must be JSON") from error
 
 
 def _is_loopback(host: str) -> bool:

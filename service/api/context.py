@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,6 +81,8 @@ class RequestContext:
                 await problem_response(self._too_large(), self._metrics)(scope, receive, exchange.send)
             else:  # the server holds the body to its announced length
                 await app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            pass  # half a body; the metrics say 499
         except Exception:
             _log.exception("unexpected error")
             if exchange.status:  # half an answer is out: only a broken connection can tell the client

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from service.api.answers import NotReadyReason
 from service.api.crowding import CROWDED_S, LoopLag
 from service.catalog import CatalogSnapshot, TagFilter
-from service.history import HistoryStore
+from service.history import HistoryStore, ShownRecorder
 from service.keys import KeyRing
 from service.metrics import Metrics
 from service.models import Model, Models
@@ -24,6 +24,8 @@ class Serving:
     models: Models
     store: HistoryStore
     metrics: Metrics
+    shown: ShownRecorder | None = None
+    """Writes what was shown; None: nobody does."""
     keys: KeyRing | None = None
     """Who may call; None: everybody."""
     lag: LoopLag = field(default_factory=LoopLag)

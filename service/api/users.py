@@ -41,6 +41,8 @@ async def forget_history(user_id: PathId, request: Request) -> Response:
     """Forgets the user's history, seen items and event ids; also when there is nothing."""
     caller, serving = admit(request, "events"), serving_of(request)
     caller.check_user(user_id, "user_id")
+    if serving.shown is not None:
+        await serving.shown.forget(user_id)
     try:
         await serving.store.delete(user_id)
     except HistoryUnavailable:

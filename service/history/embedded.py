@@ -65,12 +65,15 @@ class EmbeddedRedis:
         directory: Path,
         *,
         appendfsync: Literal["always", "everysec"] = "everysec",
+        keep_fsync: bool = False,
         timeout_s: float = 20.0,
     ) -> None:
+        """`keep_fsync`: that of a server that runs already stays as it is."""
         self.directory = directory.resolve()
         if any(mark in str(self.directory) for mark in "\n\r"):
             raise ValueError(f"the Redis directory must be named without line ends: {directory}")
         self._appendfsync = appendfsync
+        self._keep_fsync = keep_fsync
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -180,7 +183,7 @@ class EmbeddedRedis:
             served = client.config_get("dir")["dir"]
             if Path(served) != self.directory:
                 raise HistoryUnavailable(f"the Redis at the address of {self.directory} serves {served}")
-            if client.config_get("appendfsync")["appendfsync"] != self._appendfsync:
+            if not self._keep_fsync and client.config_get("appendfsync")["appendfsync"] != self._appendfsync:
                 client.config_set("appendfsync", self._appendfsync)
             pid = int(client.info("server")["process_id"])
         if self._state() != {"url": url, "pid": pid}:

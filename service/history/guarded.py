@@ -5,17 +5,19 @@ that this process read last, if it is young enough; it says how old it is (`User
 """
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from service.domain import Event
-from service.errors import HistoryDamaged, HistoryUnavailable
+from service.domain import Event, Impression
+from service.errors import EventLogFull, HistoryDamaged, HistoryUnavailable
 from service.history.breaker import CircuitBreaker, State
-from service.history.store import Durability, EventOutcome, HistoryStore, ShownSlate, UserHistory
+from service.history.store import Durability, EventOutcome, Forgotten, HistoryStore, UserHistory, user_key
 
+_log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -29,6 +31,8 @@ class CopyLimits:
     """Of all together."""
 
 
+FOLLOWED_EVERY_S = 0.5
+"""How often it is asked whom others forgot."""
 _OVERHEAD_BYTES = 600
 _SHOWN_BYTES, _SHOWN_ITEM_BYTES = 400, 50
 """Of a slate that was shown, and of each of its items, as objects."""
@@ -57,7 +61,8 @@ class GuardedHistoryStore:
         self._reads, self._writes = CircuitBreaker(clock=clock), CircuitBreaker(clock=clock)
         self._limits = limits or CopyLimits()
         self._clock = clock
-        self._copies: OrderedDict[str, _Copy] = OrderedDict()
+        self._copies: OrderedDict[int, _Copy] = OrderedDict()
+        """By `user_key`, because that is how others tell who was forgotten."""
         self._num_bytes = 0
         self._num_forgotten = 0
 
@@ -75,9 +80,9 @@ class GuardedHistoryStore:
         """See HistoryStore."""
         return await self._ask(self._writes, lambda: self._store.append(events, now_ms))
 
-    async def remember(self, slates: Sequence[ShownSlate]) -> None:
+    async def remember(self, impressions: Sequence[Impression]) -> int:
         """See HistoryStore."""
-        await self._ask(self._writes, lambda: self._store.remember(slates))
+        return await self._ask(self._writes, lambda: self._store.remember(impressions))
 
     async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
         """See HistoryStore; what was read is kept as a copy."""
@@ -110,12 +115,35 @@ class GuardedHistoryStore:
         Always asked: a store too full to be written to can still forget.
         """
         self._num_forgotten += 1
-        self._drop(user_id)
+        self._drop(user_key(user_id))
         try:
             return await self._store.delete(user_id)
         finally:
             self._num_forgotten += 1
-            self._drop(user_id)
+            self._drop(user_key(user_id))
+
+    async def forgotten(self, since: str | None) -> Forgotten:
+        """See HistoryStore."""
+        return await self._ask(self._reads, lambda: self._store.forgotten(since))
+
+    async def follow_forgotten(self, every_s: float = FOLLOWED_EVERY_S) -> None:
+        """Drops the copies of users whom other processes forget, until it is cancelled."""
+        since: str | None = None
+        while True:
+            try:
+                told = await self.forgotten(since)
+            except HistoryUnavailable:
+                pass  # who cannot be asked tells nothing; copies end by themselves
+            except Exception:  # noqa: BLE001 - of a task that nobody waits for; the next look may go well
+                _log.exception("it is not known now whom other processes forget")
+            else:
+                since = told.until
+                if told.user_keys:
+                    self._num_forgotten += 1
+                    for key in told.user_keys:
+                        self._drop(key)
+                    continue  # there may be more
+            await asyncio.sleep(every_s)
 
     async def ping(self) -> float:
         """See HistoryStore."""
@@ -137,7 +165,7 @@ class GuardedHistoryStore:
             raise HistoryUnavailable("the history store is not asked: it did not answer just now")
         try:
             result = await call()
-        except HistoryDamaged:
+        except (HistoryDamaged, EventLogFull):
             breaker.succeeded()
             raise
         except HistoryUnavailable:
@@ -147,30 +175,31 @@ class GuardedHistoryStore:
         return result
 
     def _copy(self, user_id: str) -> UserHistory | None:
-        copy = self._copies.get(user_id)
+        copy = self._copies.get(key := user_key(user_id))
         if copy is None:
             return None
         age_s = self._clock() - copy.read_s
         if age_s >= self._limits.max_age_s:
-            self._drop(user_id)
+            self._drop(key)
             return None
         return replace(copy.history, stale_s=age_s)
 
     def _keep(self, user_id: str, history: UserHistory, *, with_shown: bool) -> None:
-        if not with_shown and (known := self._copies.get(user_id)) is not None:
+        key = user_key(user_id)
+        if not with_shown and (known := self._copies.get(key)) is not None:
             history = replace(history, shown=known.history.shown)
-        self._drop(user_id)
+        self._drop(key)
         shown_bytes = sum(_SHOWN_BYTES + _SHOWN_ITEM_BYTES * len(slate.item_keys) for slate in history.shown)
         num_bytes = _OVERHEAD_BYTES + history.entries_N.nbytes + history.seen_S.nbytes + shown_bytes
-        self._copies[user_id] = _Copy(history, self._clock(), num_bytes)
+        self._copies[key] = _Copy(history, self._clock(), num_bytes)
         self._num_bytes += num_bytes
         oldest_s = self._clock() - self._limits.max_age_s
         while self._copies:
-            user, copy = next(iter(self._copies.items()))
+            oldest, copy = next(iter(self._copies.items()))
             if self._num_bytes <= self._limits.max_bytes and copy.read_s >= oldest_s:
                 break
-            self._drop(user)
+            self._drop(oldest)
 
-    def _drop(self, user_id: str) -> None:
-        if (copy := self._copies.pop(user_id, None)) is not None:
+    def _drop(self, key: int) -> None:
+        if (copy := self._copies.pop(key, None)) is not None:
             self._num_bytes -= copy.num_bytes

@@ -2,22 +2,24 @@
 
 import time
 from bisect import insort
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.domain import Event
+from service.domain import Event, Impression
 from service.history.admission import no_room_for_action, pack, refusal
 from service.history.codec import ENTRY_BYTES, decode_entries, decode_seen
-from service.history.shown import decode_shown, encode_shown
+from service.history.shown import decode_shown, encode_shown, shown_of
 from service.history.store import (
     DUPLICATE,
     MAX_NUM_ACTIONS,
     STORED,
     Durability,
     EventOutcome,
+    Forgotten,
     HistoryLimits,
-    ShownSlate,
     UserHistory,
+    user_key,
 )
 
 
@@ -43,6 +45,8 @@ class MemoryHistoryStore:
         self._users: dict[str, _User] = {}
         self._action_names: tuple[str, ...] = ()
         self._num_arrived = 0
+        self._forgotten: deque[int] = deque(maxlen=1000)
+        self._num_forgotten = 0
 
     async def append(self, events: Sequence[Event], now_ms: int) -> list[EventOutcome]:
         """See HistoryStore."""
@@ -77,16 +81,17 @@ class MemoryHistoryStore:
             if now_ms - arrived_ms > self._limits.dedupe_ms:
                 del user.event_ids[event_id]
 
-    async def remember(self, slates: Sequence[ShownSlate]) -> None:
-        """See HistoryStore."""
-        for slate in slates:
-            user = self._users.setdefault(slate.user_id, _User())
+    async def remember(self, impressions: Sequence[Impression]) -> int:
+        """See HistoryStore; there is no log."""
+        for impression in impressions:
+            user = self._users.setdefault(impression.user_id, _User())
             if user.shown_until_s <= time.monotonic():
                 user.shown.clear()
-            user.shown.append(encode_shown(slate))
+            user.shown.append(encode_shown(shown_of(impression)))
             while sum(map(len, user.shown)) > self._limits.shown_bytes:
                 del user.shown[0]
             user.shown_until_s = time.monotonic() + self._limits.shown_ms / 1000
+        return 0
 
     async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
         """See HistoryStore."""
@@ -100,7 +105,14 @@ class MemoryHistoryStore:
 
     async def delete(self, user_id: str) -> bool:
         """See HistoryStore."""
+        self._forgotten.append(user_key(user_id))
+        self._num_forgotten += 1
         return self._users.pop(user_id, None) is not None
+
+    async def forgotten(self, since: str | None) -> Forgotten:
+        """See HistoryStore; of many the last."""
+        num_new = 0 if since is None else min(self._num_forgotten - int(since), len(self._forgotten))
+        return Forgotten(list(self._forgotten)[len(self._forgotten) - num_new :], str(self._num_forgotten))
 
     async def ping(self) -> float:
         """See HistoryStore."""

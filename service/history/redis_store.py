@@ -6,6 +6,9 @@ Keys of a user share the hash tag `{b<crc32(user) mod 256>}`, so that one script
     {b17}s1:<user>          packed seen items, last seen last, with repetitions until they are cut
     {b17}r1:<user>          packed slates that were shown, newest last (shown.py)
     {b17}d1:<user>:0..2     digests of event ids of the period (in turn), as integer sets
+    {b17}p1:<user>          what the user is called in the event log, while there is one
+    {b17}l1                 the bucket's stream of the event log (service/eventlog)
+    {oneslate}:forgotten:1  a stream of digests of users who were forgotten lately, for copies in other processes
 
 History and seen items are strings, not lists: one MGET reads both, at half the CPU time (docs/decisions/0003).
 Event ids as integer sets of 64-bit digests measured 8 to 10 bytes an event up to 512 a period, where one key per
@@ -15,21 +18,46 @@ event took 133 and could not be found again when the user is forgotten, and a so
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
+from secrets import token_hex
 from typing import Any
-from zlib import crc32
+
+import orjson
 
 from service.connection import ConnectionLimits, RedisConnection, ScriptCall
-from service.domain import Event
-from service.errors import HistoryDamaged, HistoryUnavailable
+from service.domain import Event, Impression
+from service.errors import EventLogFull, HistoryDamaged, HistoryUnavailable
+from service.eventlog.rows import (
+    NUM_BUCKETS,
+    bucket_of,
+    bucket_tag,
+    event_data,
+    impression_data,
+    pseudonym_key,
+    stream_key,
+)
 from service.history.actions import ActionRegistry
 from service.history.admission import no_room_for_action, pack, refusal
 from service.history.codec import ENTRY_BYTES, FORMAT_VERSION, SEEN_BYTES, decode_entries, decode_seen
-from service.history.scripts import APPEND, REMEMBER
-from service.history.shown import decode_shown, encode_shown
-from service.history.store import DUPLICATE, STORED, Durability, EventOutcome, HistoryLimits, ShownSlate, UserHistory
+from service.history.scripts import APPEND, FORGET, REMEMBER, TELL
+from service.history.shown import decode_shown, encode_shown, shown_of
+from service.history.store import (
+    DUPLICATE,
+    STORED,
+    Durability,
+    EventOutcome,
+    Forgotten,
+    HistoryLimits,
+    UserHistory,
+    user_key,
+)
 
-_NUM_BUCKETS = 256
 _NUM_PERIODS = 3
+_FULL = b"F"
+_PSEUDONYM_BYTES = 16
+_FORGOTTEN = "{oneslate}:forgotten:1"
+_TOLD_MS = 10 * 60 * 1000
+"""Longer than any copy lives."""
+_MAX_FORGOTTEN = 1000
 
 
 class RedisHistoryStore:
@@ -43,6 +71,8 @@ class RedisHistoryStore:
         self, url: str, limits: HistoryLimits | None = None, connection_limits: ConnectionLimits | None = None
     ) -> None:
         self._limits = limits or HistoryLimits()
+        self._log_rows = -(-self._limits.log_rows // NUM_BUCKETS)
+        """Of one stream."""
         self._connection = RedisConnection(url, connection_limits or ConnectionLimits())
         self._actions = ActionRegistry(self._connection)
 
@@ -70,6 +100,8 @@ class RedisHistoryStore:
             ]
             may_retry = all(events[i].event_id is not None for places in admitted.values() for i in places)
             replies = await self._connection.scripts(calls, may_retry=may_retry)
+            if _FULL in replies:
+                raise EventLogFull("the event log is full: it must be drained, or its limit raised")
             for places, reply in zip(admitted.values(), replies, strict=True):
                 for i, flag in zip(places, reply, strict=True):
                     outcomes[i] = STORED if flag == ord("1") else DUPLICATE
@@ -81,9 +113,10 @@ class RedisHistoryStore:
         keys = _Keys(user_id)
         oldest_ms = now_ms - limits.max_age_ms
         period = now_ms // limits.dedupe_ms
+        event_ids = [keys.event_ids[(period + offset) % _NUM_PERIODS] for offset in (-1, 0, 1)]
         return ScriptCall(
             APPEND,
-            [keys.history, keys.seen, *(keys.event_ids[(period + offset) % _NUM_PERIODS] for offset in (-1, 0, 1))],
+            [keys.history, keys.seen, *event_ids, *self._log_keys(keys)],
             [
                 oldest_ms,
                 oldest_ms - limits.max_age_ms // 16,
@@ -94,20 +127,31 @@ class RedisHistoryStore:
                 limits.dedupe_ms,
                 limits.max_age_ms,
                 b"".join(pack(events, numbers)),
+                self._log_rows,
+                token_hex(_PSEUDONYM_BYTES),
                 *(b"" if event.event_id is None else _digest(event.event_id) for event in events),
+                *(event_data(event, now_ms) for event in events if self._log_rows),
             ],
         )
 
-    async def remember(self, slates: Sequence[ShownSlate]) -> None:
-        """See HistoryStore: one round trip. Not retried: a slate that is kept twice does no harm, but takes room."""
+    def _log_keys(self, keys: "_Keys") -> list[str]:
+        return [keys.pseudonym, keys.log] if self._log_rows else []
+
+    async def remember(self, impressions: Sequence[Impression]) -> int:
+        """See HistoryStore: one round trip. Not retried: what is logged is logged once."""
         limits = self._limits
-        calls = [
-            ScriptCall(
-                REMEMBER, [_Keys(slate.user_id).shown], [encode_shown(slate), limits.shown_bytes, limits.shown_ms]
-            )
-            for slate in slates
-        ]
-        await self._connection.scripts(calls, may_retry=False)
+        calls = []
+        for impression in impressions:
+            keys = _Keys(impression.user_id)
+            arguments: list[str | bytes | int] = [
+                encode_shown(shown_of(impression)) if limits.shown_bytes else b"",
+                limits.shown_bytes,
+                limits.shown_ms,
+            ]
+            if self._log_rows:
+                arguments += [self._log_rows, token_hex(_PSEUDONYM_BYTES), impression_data(impression)]
+            calls.append(ScriptCall(REMEMBER, [keys.shown, *self._log_keys(keys)], arguments))
+        return (await self._connection.scripts(calls, may_retry=False)).count(0)
 
     async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
         """See HistoryStore: one round trip (one more when another replica has just added an action)."""
@@ -133,9 +177,24 @@ class RedisHistoryStore:
                 raise HistoryDamaged(f"history at {self._connection.target} names action {largest}, never registered")
 
     async def delete(self, user_id: str) -> bool:
-        """See HistoryStore."""
+        """See HistoryStore: one round trip to forget, one to tell the other processes."""
         keys = _Keys(user_id)
-        return bool(await self._connection.command("DEL", keys.history, keys.seen, keys.shown, *keys.event_ids))
+        row = orjson.dumps({"timestamp": time.time_ns() // 1_000_000})
+        call = ScriptCall(
+            FORGET, [keys.pseudonym, keys.log, keys.history, keys.seen, keys.shown, *keys.event_ids], [row]
+        )
+        [num_keys] = await self._connection.scripts([call], may_retry=True)
+        await self._connection.scripts([ScriptCall(TELL, [_FORGOTTEN], [user_key(user_id), _TOLD_MS])], may_retry=True)
+        return bool(num_keys)
+
+    async def forgotten(self, since: str | None) -> Forgotten:
+        """See HistoryStore: one round trip."""
+        if since is None:
+            newest = await self._connection.command("XREVRANGE", _FORGOTTEN, "+", "-", "COUNT", 1)
+            return Forgotten((), newest[0][0].decode() if newest else "0-0")
+        entries = await self._connection.command("XRANGE", _FORGOTTEN, f"({since}", "+", "COUNT", _MAX_FORGOTTEN)
+        keys = [int(fields[b"u"]) for _, fields in entries]
+        return Forgotten(keys, entries[-1][0].decode() if entries else since)
 
     async def ping(self) -> float:
         """See HistoryStore. Reads the action registry, which keeps the local copy true."""
@@ -162,13 +221,16 @@ class RedisHistoryStore:
 class _Keys:
     """Every key of one user."""
 
-    __slots__ = ("event_ids", "history", "seen", "shown")
+    __slots__ = ("event_ids", "history", "log", "pseudonym", "seen", "shown")
 
     def __init__(self, user_id: str) -> None:
-        tag = f"{{b{crc32(user_id.encode()) % _NUM_BUCKETS}}}"
+        bucket = bucket_of(user_id)
+        tag = bucket_tag(bucket)
         self.history = f"{tag}h{FORMAT_VERSION}:{user_id}"
         self.seen = f"{tag}s{FORMAT_VERSION}:{user_id}"
         self.shown = f"{tag}r{FORMAT_VERSION}:{user_id}"
+        self.pseudonym = pseudonym_key(user_id)
+        self.log = stream_key(bucket)
         self.event_ids = [f"{tag}d{FORMAT_VERSION}:{user_id}:{period}" for period in range(_NUM_PERIODS)]
 
 

@@ -5,12 +5,20 @@ from service.connection import Script
 APPEND = Script("""
 -- Appends events of one user, each event id once.
 -- KEYS  1 history  2 seen items  3-5 event ids of the last, this and the next period
+--       6 the user's pseudonym  7 event log (both only where there is one)
 -- ARGV  1 oldest ms to keep  2 oldest ms to leave lying  3 history cap  4 history bytes to cut at  5 seen cap
---       6 seen bytes to cut at  7 event id period ms  8 lifetime ms  9 packed entries  10.. one event id digest per
---       entry, '' for none
--- Returns one character per entry: 1 stored, 0 duplicate.
+--       6 seen bytes to cut at  7 event id period ms  8 lifetime ms  9 packed entries  10 rows that the log may hold
+--       11 pseudonym of a user who has none  12.. one event id digest per entry, '' for none, then, where there is a
+--       log, one row of it per entry
+-- Returns one character per entry: 1 stored, 0 duplicate; or F: the log is full, and nothing was done.
 local ENTRY, SEEN = 19, 9
 local packed = ARGV[9]
+local num_entries = #packed / ENTRY
+if KEYS[7] then
+  local waiting = redis.call('XLEN', KEYS[7])
+  -- An empty log takes as many events as come at once: they would find no room at any later time either.
+  if waiting > 0 and waiting + num_entries > tonumber(ARGV[10]) then return 'F' end
+end
 
 local function time_of(bytes, i)
   local a, b, c, d, e, f = string.byte(bytes, i * ENTRY + 9, i * ENTRY + 14)
@@ -24,9 +32,9 @@ end
 -- Event ids are kept per user in one set of 64-bit digests per period. A period older than the last is never looked
 -- at again, so nothing is trimmed: a set expires as a whole. The next period is looked at too, because clocks of
 -- replicas differ.
-local flags, fresh, seen = {}, {}, {}
-for i = 0, #packed / ENTRY - 1 do
-  local digest = ARGV[10 + i]
+local flags, fresh, seen, logged = {}, {}, {}, {}
+for i = 0, num_entries - 1 do
+  local digest = ARGV[12 + i]
   local new = digest == '' or (redis.call('SISMEMBER', KEYS[3], digest) == 0
     and redis.call('SISMEMBER', KEYS[5], digest) == 0 and redis.call('SADD', KEYS[4], digest) == 1)
   flags[i + 1] = new and '1' or '0'
@@ -34,6 +42,7 @@ for i = 0, #packed / ENTRY - 1 do
     local entry = entry_of(packed, i)
     local at = time_of(entry, 0)
     seen[#seen + 1] = string.sub(entry, 1, 8) .. string.sub(entry, 15, 15)
+    logged[#logged + 1] = ARGV[12 + num_entries + i]
     if at >= tonumber(ARGV[1]) then fresh[#fresh + 1] = {at, i, entry} end
   end
 end
@@ -102,22 +111,47 @@ for key = 1, 2 do
   local lifetime = redis.call('PTTL', KEYS[key])
   if lifetime ~= -2 and lifetime < tonumber(ARGV[8]) * 15 / 16 then redis.call('PEXPIRE', KEYS[key], ARGV[8]) end
 end
+
+if KEYS[7] then
+  redis.call('SETNX', KEYS[6], ARGV[11])
+  local pseudonym = redis.call('GET', KEYS[6])
+  for _, row in ipairs(logged) do redis.call('XADD', KEYS[7], '*', 'k', 'e', 'u', pseudonym, 'd', row) end
+end
 return answer
 """)
 
 REMEMBER = Script("""
 -- Appends one shown slate (ARGV 1) to a user's (KEYS 1), and cuts the oldest while all are longer than ARGV 2 bytes.
--- They live for another ARGV 3 ms.
+-- They live for another ARGV 3 ms. ARGV 2 0: none is kept.
+-- Where there is an event log (KEYS 3; KEYS 2 the user's pseudonym), its row is ARGV 6, if the log holds fewer than
+-- ARGV 4; ARGV 5: pseudonym of a user who has none. Returns 1, or 0 when the log had no room.
 local HEADER = 33
-local num_bytes = redis.call('APPEND', KEYS[1], ARGV[1])
-if num_bytes > tonumber(ARGV[2]) then
-  local body = redis.call('GET', KEYS[1])
-  local from = 0
-  while num_bytes - from > tonumber(ARGV[2]) do from = from + HEADER + 8 * string.byte(body, from + HEADER) end
-  redis.call('SET', KEYS[1], string.sub(body, from + 1))
+local most = tonumber(ARGV[2])
+if most > 0 then
+  local num_bytes = redis.call('APPEND', KEYS[1], ARGV[1])
+  if num_bytes > most then
+    local body = redis.call('GET', KEYS[1])
+    local from = 0
+    while num_bytes - from > most do from = from + HEADER + 8 * string.byte(body, from + HEADER) end
+    redis.call('SET', KEYS[1], string.sub(body, from + 1))
+  end
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return num_bytes
+if not KEYS[3] then return 1 end
+if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[4]) then return 0 end
+redis.call('SETNX', KEYS[2], ARGV[5])
+redis.call('XADD', KEYS[3], '*', 'k', 'i', 'u', redis.call('GET', KEYS[2]), 'd', ARGV[6])
+return 1
+""")
+
+FORGET = Script("""
+-- Forgets a user: KEYS 1 the user's pseudonym, 2 event log, 3.. everything else. ARGV 1: the row that tells the log so,
+-- whatever room it has. Returns how many keys there were.
+-- The deletion comes first: after it Redis lets a script write, however full it is.
+local pseudonym = redis.call('GET', KEYS[1])
+local num_keys = redis.call('DEL', KEYS[1], unpack(KEYS, 3))
+if pseudonym then redis.call('XADD', KEYS[2], '*', 'k', 'f', 'u', pseudonym, 'd', ARGV[1]) end
+return num_keys
 """)
 
 REGISTER_ACTIONS = Script("""
@@ -133,4 +167,14 @@ for i = 2, #ARGV do
   end
 end
 return names
+""")
+
+TELL = Script("""
+-- Tells who was forgotten: ARGV 1, by the stream KEYS 1, for ARGV 2 ms.
+-- Trimming comes first: after it Redis lets a script write, however full it is.
+local oldest = redis.call('TIME')[1] * 1000 - tonumber(ARGV[2])
+redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f', oldest))
+redis.call('XADD', KEYS[1], '*', 'u', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
 """)

@@ -1,4 +1,4 @@
-"""What was shown: kept for a while, so that a next slate can leave it out, and written behind the answer.
+"""What was shown: kept for a while, so that a next slate can leave it out, logged, and written behind the answer.
 
 Record, little endian: 16 bytes recommendation id | 16 bytes id that it continued (zeros: none) | u8 number of items |
 u64 item key for each. A user's records stand one after another, newest last, and are cut at the front.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from service.domain import Impression, item_key
 from service.errors import HistoryUnavailable
 from service.history.store import HistoryStore, ShownSlate
 from service.metrics import Metrics
@@ -30,6 +31,16 @@ def encode_shown(slate: ShownSlate) -> bytes:
     keys = np.array(slate.item_keys[:MAX_ITEMS], dtype="<u8")
     continued = _NONE if slate.continued_from is None else bytes.fromhex(slate.continued_from)
     return bytes.fromhex(slate.recommendation_id) + continued + bytes([len(keys)]) + keys.tobytes()
+
+
+def shown_of(impression: Impression) -> ShownSlate:
+    """What is kept of an impression for the user's next slate."""
+    return ShownSlate(
+        user_id=impression.user_id,
+        recommendation_id=impression.recommendation_id,
+        continued_from=impression.continued_from,
+        item_keys=tuple(item_key(item.item_id) for item in impression.slate.items),
+    )
 
 
 def decode_shown(user_id: str, packed: bytes) -> tuple[ShownSlate, ...]:
@@ -72,7 +83,7 @@ class ShownRecorder:
     """Writes what was shown behind the answers: many slates in one round trip, and none waits for it.
 
     What the store does not take, and what comes while too much waits, is lost and counted: the next slate of that user
-    cannot leave it out, and says so.
+    cannot leave it out, and says so, and the event log lacks it.
     """
 
     def __init__(self, store: HistoryStore, metrics: Metrics, *, queue_limit: int = 4096) -> None:
@@ -80,18 +91,27 @@ class ShownRecorder:
         self._store = store
         self._metrics = metrics
         self._queue_limit = queue_limit
-        self._waiting: deque[ShownSlate] = deque()
+        self._waiting: deque[Impression] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
+        self._writing: asyncio.Task[int] | None = None
         self._writer = asyncio.create_task(self._write(), name="shown recorder")
 
-    def add(self, slate: ShownSlate) -> None:
+    def add(self, impression: Impression) -> None:
         """Takes a slate that is about to be answered; returns at once."""
         if len(self._waiting) >= self._queue_limit or self._writer.done():
             self._metrics.history_errors.labels("remember").inc()
             return
-        self._waiting.append(slate)
+        self._waiting.append(impression)
         self._arrived.set()
+
+    async def forget(self, user_id: str) -> None:
+        """Drops what waits of a user, and waits for a write under way: what follows is not undone by it."""
+        kept = [impression for impression in self._waiting if impression.user_id != user_id]
+        self._waiting.clear()
+        self._waiting.extend(kept)
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
 
     async def close(self) -> None:
         """Writes what waits, once, and ends."""
@@ -103,12 +123,16 @@ class ShownRecorder:
         while not (self._closing and not self._waiting):
             await self._arrived.wait()
             self._arrived.clear()
-            slates = list(self._waiting)
+            impressions = list(self._waiting)
             self._waiting.clear()
-            if not slates:
+            if not impressions:
                 continue
+            self._writing = writing = asyncio.create_task(self._store.remember(impressions))
             try:
-                await self._store.remember(slates)
+                num_unlogged = await writing
             except HistoryUnavailable as error:
-                self._metrics.history_errors.labels("remember").inc(len(slates))
-                _log.warning("%d shown slates are not remembered: %s", len(slates), error)
+                self._metrics.history_errors.labels("remember").inc(len(impressions))
+                _log.warning("%d shown slates are not remembered: %s", len(impressions), error)
+                continue
+            if num_unlogged:
+                self._metrics.impressions_unlogged.inc(num_unlogged)

@@ -5,12 +5,13 @@ Shapes: N entries of one user, S seen items of one user.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Event, HistoryEntry
+from service.domain import Event, HistoryEntry, Impression
 
 DAY_MS = 24 * 3600 * 1000
 MAX_NUM_ACTIONS = 255
@@ -36,15 +37,19 @@ class HistoryLimits:
     dedupe_ms: int = 7 * DAY_MS
     """An event id is recognised for at least this long, and at most three times as long."""
     shown_bytes: int = 4096
-    """Of the slates that were shown to a user the newest are kept, up to so much: 33 bytes each and 8 for each item."""
+    """Of the slates that were shown to a user the newest are kept, up to so much: 33 bytes each and 8 for each item.
+    0: none."""
     shown_ms: int = 3600 * 1000
     """They are kept for so long after the last of them."""
     future_tolerance_ms: int = 5 * 60 * 1000
     """Events further ahead of the clock are refused."""
+    log_rows: int = 0
+    """Rows of the event log that wait to be drained at most, in all; each of its 256 streams holds its share. 0: there
+    is no log."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            least = 0 if field.name == "future_tolerance_ms" else 1
+            least = 0 if field.name in {"future_tolerance_ms", "shown_bytes", "log_rows"} else 1
             if getattr(self, field.name) < least:
                 raise ValueError(f"{field.name} must be at least {least}, not {getattr(self, field.name)}")
 
@@ -107,6 +112,21 @@ class UserHistory:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Some of those who were forgotten."""
+
+    user_keys: Sequence[int]
+    """`user_key` of each."""
+    until: str
+    """To be asked from next."""
+
+
+def user_key(user_id: str) -> int:
+    """64 bits of a user id: what is known of it where it shall not be known."""
+    return int.from_bytes(blake2b(user_id.encode(), digest_size=8).digest(), "little")
+
+
 class HistoryStore(Protocol):
     """Keeps user histories. Every method raises HistoryUnavailable when the store does not answer in time."""
 
@@ -115,7 +135,8 @@ class HistoryStore(Protocol):
 
         All events of a user are stored at once or not at all. Entries land in time order, equal times in order of
         arrival. When HistoryUnavailable is raised nothing is acknowledged and some users' events may be stored:
-        sending all again with the same event ids is harmless.
+        sending all again with the same event ids is harmless. EventLogFull says the same of a log that must be
+        drained first.
         """
         ...
 
@@ -123,12 +144,22 @@ class HistoryStore(Protocol):
         """The newest entries within the limits at `now_ms` (None: the clock), and the seen items; one round trip."""
         ...
 
-    async def remember(self, slates: Sequence[ShownSlate]) -> None:
-        """Keep slates that were shown, within the limits. They are no events: nothing counts as seen by them."""
+    async def remember(self, impressions: Sequence[Impression]) -> int:
+        """Keep slates that were shown, within the limits, and log them; returns how many the log had no room for.
+
+        They are no events: nothing counts as seen by them.
+        """
         ...
 
     async def delete(self, user_id: str) -> bool:
-        """Forget everything about the user, event ids and shown slates included; False when there was nothing."""
+        """Forget everything about the user, event ids and shown slates included; False when there was nothing.
+
+        The event log is told, and everybody who asks `forgotten`.
+        """
+        ...
+
+    async def forgotten(self, since: str | None) -> Forgotten:
+        """Who was forgotten since, by whichever process; None: nobody yet, from now on."""
         ...
 
     async def ping(self) -> float:

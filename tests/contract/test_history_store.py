@@ -19,6 +19,7 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from impressions import an_impression
 from redis_cluster import cluster
 
 from service.connection import ConnectionLimits
@@ -30,11 +31,11 @@ from service.history import (
     HistoryLimits,
     HistoryStore,
     MemoryHistoryStore,
-    ShownSlate,
     UserHistory,
 )
 from service.history.redis_store import RedisHistoryStore
-from service.history.store import DAY_MS
+from service.history.shown import shown_of
+from service.history.store import DAY_MS, user_key
 
 NOW_MS = 1_790_000_000_000
 # A busy two-core machine is not what these tests are about.
@@ -114,60 +115,55 @@ async def test_what_is_stored_is_read(store: HistoryStore, user_id: str) -> None
     await store.delete(user_id)
 
 
-def a_slate(user_id: str, number: int, *item_ids: str, continues: int | None = None) -> ShownSlate:
-    return ShownSlate(
-        user_id=user_id,
-        recommendation_id=f"{number:032x}",
-        continued_from=None if continues is None else f"{continues:032x}",
-        item_keys=tuple(item_key(item_id) for item_id in item_ids),
-    )
-
-
 @pytest.mark.parametrize("user_id", ["plain", "with}brace{", "line\nend\0", "ключ 鍵 🗝"])
 async def test_what_was_shown_is_kept_beside_the_history_until_it_is_forgotten(
     store: HistoryStore, user_id: str
 ) -> None:
-    slates = [a_slate(user_id, 2**127 + 1, "a", "b"), a_slate(user_id, 7, continues=3), a_slate(user_id, 3, "c")]
-    others = [a_slate(next(fresh_user), number, "x") for number in range(20)]
+    slates = [
+        an_impression(user_id, 2**127 + 1, "a", "b"),
+        an_impression(user_id, 7, continues=3),
+        an_impression(user_id, 3, "c"),
+    ]
+    others = [an_impression(next(fresh_user), number, "x") for number in range(20)]
     await store.append([an_event(user_id)], NOW_MS)
     await store.remember([slates[0], *others, slates[1]])
     await store.remember([slates[2]])
     history = await store.read(user_id, NOW_MS, with_shown=True)
-    assert history.shown == tuple(slates)
+    assert history.shown == tuple(map(shown_of, slates))
     assert len(history.as_entries()) == len(history.seen_keys) == 1
     assert (await store.read(user_id, NOW_MS)).shown == ()
     for other in others:
-        assert (await store.read(other.user_id, with_shown=True)).shown == (other,)
+        assert (await store.read(other.user_id, with_shown=True)).shown == (shown_of(other),)
     assert await store.delete(user_id) is True
     assert (await store.read(user_id, with_shown=True)).shown == ()
 
 
 async def test_the_oldest_shown_slates_make_room(backend: Backend) -> None:
     store, user = backend.open(HistoryLimits(shown_bytes=3 * (33 + 16))), next(fresh_user)
-    slates = [a_slate(user, number, "a", "b") for number in range(5)]
+    slates = [an_impression(user, number, "a", "b") for number in range(5)]
     await store.remember(slates)
-    assert (await store.read(user, with_shown=True)).shown == tuple(slates[2:])
-    longer = a_slate(user, 9, *"abcdefgh")  # takes the room of two
+    assert (await store.read(user, with_shown=True)).shown == tuple(map(shown_of, slates[2:]))
+    longer = an_impression(user, 9, *"abcdefgh")  # takes the room of two
     await store.remember([longer])
-    assert (await store.read(user, with_shown=True)).shown == (slates[4], longer)
-    await store.remember([a_slate(user, 10, *map(str, range(255)))])  # fits in no way
+    assert (await store.read(user, with_shown=True)).shown == (shown_of(slates[4]), shown_of(longer))
+    await store.remember([an_impression(user, 10, *map(str, range(255)))])  # fits in no way
     assert (await store.read(user, with_shown=True)).shown == ()
     await store.remember(slates[:1])
-    assert (await store.read(user, with_shown=True)).shown == (slates[0],)
+    assert (await store.read(user, with_shown=True)).shown == (shown_of(slates[0]),)
 
 
 async def test_shown_slates_are_forgotten_some_time_after_the_last(backend: Backend) -> None:
     store, user = backend.open(HistoryLimits(shown_ms=600)), next(fresh_user)
-    first, second, third = (a_slate(user, number, "a") for number in range(3))
+    first, second, third = (an_impression(user, number, "a") for number in range(3))
     await store.remember([first])
     await asyncio.sleep(0.35)
     await store.remember([second])
     await asyncio.sleep(0.35)
-    assert (await store.read(user, with_shown=True)).shown == (first, second)
+    assert (await store.read(user, with_shown=True)).shown == (shown_of(first), shown_of(second))
     await asyncio.sleep(0.4)
     assert (await store.read(user, with_shown=True)).shown == ()
     await store.remember([third])
-    assert (await store.read(user, with_shown=True)).shown == (third,)
+    assert (await store.read(user, with_shown=True)).shown == (shown_of(third),)
 
 
 async def test_outcomes_keep_the_order_of_events_of_many_users(store: HistoryStore) -> None:
@@ -277,6 +273,25 @@ async def test_a_deleted_user_is_forgotten_whole(store: HistoryStore) -> None:
     history = await store.read(user, NOW_MS)
     assert (history.entries_N.size, history.seen_S.size) == (0, 0)
     assert statuses(await store.append(events, NOW_MS)) == ["stored", "duplicate"]
+
+
+async def test_whoever_asks_is_told_who_was_forgotten(backend: Backend) -> None:
+    one, other = backend.open(None), backend.open(None)
+    await one.append([an_event("before")], NOW_MS)
+    await one.delete("before")
+    start = await other.forgotten(None)
+    assert list(start.user_keys) == []
+    assert list((await other.forgotten(start.until)).user_keys) == []
+    users = [next(fresh_user) for _ in range(5)]
+    for user in users[:3]:
+        await one.delete(user)  # nothing was kept of them here, but who knows elsewhere
+    first = await other.forgotten(start.until)
+    assert list(first.user_keys) == [user_key(user) for user in users[:3]]
+    for user in users[3:]:
+        await one.delete(user)
+    second = await other.forgotten(first.until)
+    assert list(second.user_keys) == [user_key(user) for user in users[3:]]
+    assert list((await other.forgotten(second.until)).user_keys) == []
 
 
 async def test_the_action_registry_is_shared_and_has_an_end(backend: Backend) -> None:

@@ -131,6 +131,8 @@ def test_a_killed_server_is_replaced_with_its_data(directory: Path) -> None:
     with redis.Redis.from_url(server.start()) as client:
         client.set("a", "b")
         assert client.config_get("appendfsync") == {"appendfsync": "always"}
+        EmbeddedRedis(directory, keep_fsync=True).start()
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
     [killed] = servers_of(directory)
     os.kill(killed, signal.SIGKILL)
     with redis.Redis.from_url(server.start()) as client:

@@ -9,38 +9,16 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from live_http import fake_settings, live_client
+from model_bundles import write_model
 
-from service.bundle import BundledCatalog, write_bundle, write_catalog
 from service.history.embedded import EmbeddedRedis
-from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
-
-NUM_ITEMS = 60
-
-
-def write_model(folder: Path, version: str) -> Path:
-    """A bundle whose items are named after it, so that an answer shows whose items it holds."""
-    catalog = fake_catalog(NUM_ITEMS)
-    items = [replace(item, item_id=f"{version}:{item.item_id}") for item in catalog.items]
-    bundled = BundledCatalog(items=tuple(items), sids_NL=catalog.sids_NL, num_events_N=np.arange(NUM_ITEMS))
-    fields = fake_manifest().model_dump(mode="json", exclude={"files"}) | {"model_version": version}
-    path = folder / version
-    write_bundle(
-        path,
-        fields,
-        {
-            "catalog.parquet": lambda file: write_catalog(file, bundled),
-            "generator.onnx": lambda file: file.write_bytes(version.encode()),
-        },
-    )
-    return path
+from service.inference.fake_runner import FakeRunner
 
 
 @pytest.fixture(scope="module")

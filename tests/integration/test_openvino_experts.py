@@ -110,7 +110,11 @@ def test_steps_share_the_weights_of_their_experts(tmp_path: Path) -> None:
         path = tmp_path / f"{num_steps}.onnx"
         onnx.save(helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets), str(path))
         operations = compile_graph(path, "float32", 1).get_runtime_model().get_ops()
-        shapes = [tuple(one.output(0).get_shape()) for one in operations if one.get_rt_info()["layerType"].astype(str) == "Const"]
+        shapes = [
+            tuple(one.output(0).get_shape())
+            for one in operations
+            if one.get_rt_info()["layerType"].astype(str) == "Const"
+        ]
         sizes = [int(np.prod(shape)) for shape in shapes]
         return sum(size for size in sizes if size >= WIDTH * HIDDEN)
 

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from impressions import an_impression
 
+from service.background import running
 from service.domain import Event
-from service.errors import HistoryDamaged, HistoryUnavailable
-from service.history import CopyLimits, EventOutcome, GuardedHistoryStore, MemoryHistoryStore, ShownSlate, UserHistory
+from service.errors import EventLogFull, HistoryDamaged, HistoryUnavailable
+from service.history import CopyLimits, EventOutcome, GuardedHistoryStore, MemoryHistoryStore, UserHistory
 from service.history.breaker import NUM_FAILURES, OPEN_S
+from service.history.shown import shown_of
 
 NOW_MS = 1_790_000_000_000
 
@@ -118,16 +121,13 @@ async def test_a_store_that_hangs_is_left_alone_too_however_short_the_time() -> 
 
 async def test_a_copy_keeps_what_was_shown_and_counts_it() -> None:
     rig = Rig(CopyLimits(max_bytes=100_000))
-    shown = [
-        ShownSlate(user_id="ann", recommendation_id=f"{n:032x}", continued_from=None, item_keys=tuple(range(20)))
-        for n in range(10)
-    ]
+    shown = [an_impression("ann", n, *map(str, range(20))) for n in range(10)]
     await rig.store.remember(shown)
     await rig.store.read("ann", with_shown=True)
     await rig.store.read("ann")
     rig.fail()
     rig.clock.now_s += 1
-    assert (await rig.store.read_or_copy("ann", with_shown=True, timeout_s=5)).shown == tuple(shown)
+    assert (await rig.store.read_or_copy("ann", with_shown=True, timeout_s=5)).shown == tuple(map(shown_of, shown))
     assert rig.store._num_bytes > 10 * 20 * 40
 
 
@@ -217,3 +217,37 @@ async def test_without_copies_nothing_is_kept_that_could_stand_in() -> None:
     rig.fail()
     with pytest.raises(HistoryUnavailable):
         await rig.store.read_or_copy("ann", NOW_MS, timeout_s=5)
+
+
+async def test_a_full_event_log_cuts_nobody_off() -> None:
+    rig = Rig()
+    rig.inner.appends_fail = EventLogFull("full")
+    for _ in range(3 * NUM_FAILURES):
+        with pytest.raises(EventLogFull):
+            await rig.see("ann", "x")
+    assert rig.inner.num_appends == 3 * NUM_FAILURES
+    assert rig.store.is_asked
+
+
+async def test_a_user_whom_another_process_forgets_has_no_copy_left_here() -> None:
+    rig = Rig()
+    elsewhere = GuardedHistoryStore(rig.inner)
+    for user_id in ("ann", "bob"):
+        await rig.see(user_id, "x")
+        await rig.store.read(user_id)
+    async with running(rig.store.follow_forgotten(0.001), "follower"):
+        await asyncio.sleep(0.01)
+        await elsewhere.delete("ann")
+        # One who reads just now, and has not got the answer yet: of before, or of after?
+        rig.inner.gate.clear()
+        slow = asyncio.create_task(rig.store.read("bob"))
+        await asyncio.sleep(0.01)
+        await elsewhere.delete("bob")
+        await asyncio.sleep(0.02)
+        rig.inner.gate.set()
+        await slow
+        assert rig.store.num_copies == 0
+        rig.fail()
+        for user_id in ("ann", "bob"):
+            with pytest.raises(HistoryUnavailable):
+                await rig.store.read_or_copy(user_id, timeout_s=5)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from impressions import an_impression
 
+from service.domain import Impression
 from service.errors import HistoryUnavailable
 from service.history import MemoryHistoryStore, ShownRecorder, ShownSlate, shown_until
-from service.history.shown import decode_shown, encode_shown
+from service.history.shown import decode_shown, encode_shown, shown_of
 from service.metrics import Metrics
 
 IDS = [f"{number:032x}" for number in (1, 2, 3, 2**128 - 1)]
@@ -64,17 +66,19 @@ class Store(MemoryHistoryStore):
         self.gate = asyncio.Event()
         self.is_down = False
         self.sizes: list[int] = []
+        self.num_unlogged = 0
 
-    async def remember(self, slates: Sequence[ShownSlate]) -> None:
-        self.sizes.append(len(slates))
+    async def remember(self, impressions: Sequence[Impression]) -> int:
+        self.sizes.append(len(impressions))
         await self.gate.wait()
         if self.is_down:
             raise HistoryUnavailable("down")
-        await super().remember(slates)
+        await super().remember(impressions)
+        return self.num_unlogged
 
 
-def slate(number: int) -> ShownSlate:
-    return ShownSlate(user_id="ann", recommendation_id=f"{number:032x}", continued_from=None, item_keys=(number,))
+def slate(number: int) -> Impression:
+    return an_impression("ann", number, f"item-{number}")
 
 
 def num_lost(metrics: Metrics) -> float:
@@ -92,7 +96,8 @@ async def test_what_comes_during_a_write_goes_with_the_next_and_the_end_waits_fo
     store.gate.set()
     await recorder.close()
     assert store.sizes == [1, 3]
-    assert [one.item_keys for one in (await store.read("ann", with_shown=True)).shown] == [(1,), (2,), (3,), (4,)]
+    shown = (await store.read("ann", with_shown=True)).shown
+    assert shown == tuple(shown_of(slate(number)) for number in (1, 2, 3, 4))
     assert num_lost(metrics) == 0
 
 
@@ -107,7 +112,7 @@ async def test_what_the_store_does_not_take_is_counted_and_the_next_is_written()
     recorder.add(slate(2))
     await recorder.close()
     assert num_lost(metrics) == 1
-    assert [one.item_keys for one in (await store.read("ann", with_shown=True)).shown] == [(2,)]
+    assert (await store.read("ann", with_shown=True)).shown == (shown_of(slate(2)),)
 
 
 async def test_more_than_may_wait_is_counted_and_dropped() -> None:
@@ -120,3 +125,33 @@ async def test_more_than_may_wait_is_counted_and_dropped() -> None:
     assert num_lost(metrics) == 3
     recorder.add(slate(9))  # nobody writes any more
     assert num_lost(metrics) == 4
+
+
+async def test_what_the_log_has_no_room_for_is_counted() -> None:
+    store, metrics = Store(), Metrics()
+    store.gate.set()
+    store.num_unlogged = 2
+    recorder = ShownRecorder(store, metrics)
+    for number in range(3):
+        recorder.add(slate(number))
+    await recorder.close()
+    assert metrics.impressions_unlogged._value.get() == 2
+    assert num_lost(metrics) == 0
+
+
+async def test_who_is_forgotten_is_not_remembered_afterwards() -> None:
+    store, metrics = Store(), Metrics()
+    recorder = ShownRecorder(store, metrics)
+    recorder.add(slate(1))
+    await asyncio.sleep(0.01)  # is being written
+    recorder.add(slate(2))  # waits
+    recorder.add(an_impression("bob", 3, "x"))
+    forgetting = asyncio.create_task(recorder.forget("ann"))
+    await asyncio.sleep(0.01)
+    assert not forgetting.done()
+    store.gate.set()
+    await forgetting
+    await store.delete("ann")
+    await recorder.close()
+    assert (await store.read("ann", with_shown=True)).shown == ()
+    assert len((await store.read("bob", with_shown=True)).shown) == 1

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.answers import NotReadyReason
+from service.eventlog.collector import CollectorMetrics
 from service.metrics import Metrics
 from service.problems import PROBLEM_TYPES
 from service.recommend import REASONS
@@ -26,14 +28,24 @@ def named(text: str, pattern: str) -> set[str]:
     return {name for row in rows for name in re.findall(f"`({pattern})`", row)}
 
 
-def test_every_metric_is_explained() -> None:
-    families = text_string_to_metric_families(Metrics().render().decode())
+@pytest.mark.parametrize(
+    ("title", "registry"), [("Metrics", Metrics().registry), ("The event log", CollectorMetrics().registry)]
+)
+def test_every_metric_is_explained(title: str, registry: CollectorRegistry) -> None:
+    families = text_string_to_metric_families(generate_latest(registry).decode())
     names = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
-    assert named(section("Metrics"), r"oneslate_\w+") == {name for name in names if not name.endswith("_created")}
+    assert named(section(title), r"oneslate_\w+") == {name for name in names if not name.endswith("_created")}
 
 
 def test_every_setting_is_explained() -> None:
-    groups = {"ONESLATE_HISTORY", "ONESLATE_CATALOG", "ONESLATE_BATCH", "ONESLATE_LIMITS", "ONESLATE_FAKE"}
+    groups = {
+        "ONESLATE_HISTORY",
+        "ONESLATE_EVENT_LOG",
+        "ONESLATE_CATALOG",
+        "ONESLATE_BATCH",
+        "ONESLATE_LIMITS",
+        "ONESLATE_FAKE",
+    }
     assert named(section("Settings"), r"ONESLATE_\w+") == set(_names(Settings, "ONESLATE_")) - groups
 
 

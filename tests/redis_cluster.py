@@ -16,33 +16,44 @@ from service.history.embedded import find_redis_server
 
 
 @contextmanager
-def cluster(directory: Path, num_nodes: int) -> Iterator[list[int]]:
-    """Real servers that have met and share all slots; stopped at the end."""
+def cluster(
+    directory: Path, num_nodes: int, *, has_replicas: bool = False, node_timeout_ms: int = 20_000
+) -> Iterator[list[int]]:
+    """Ports of real servers that have met and share all slots; stopped at the end.
+
+    `has_replicas`: one for each, which takes its place some time after it has not answered for `node_timeout_ms`. By
+    default so long that nodes which a busy machine holds up do not take each other for dead.
+    """
     with ExitStack() as stack:
-        ports = [stack.enter_context(_cluster_node(directory / f"node{i}")) for i in range(num_nodes)]
+        num_servers = 2 * num_nodes if has_replicas else num_nodes
+        nodes = [_cluster_node(directory / f"node{i}", node_timeout_ms) for i in range(num_servers)]
+        ports = [stack.enter_context(node) for node in nodes]
         clients = [redis.Redis(port=port, decode_responses=True) for port in ports]
-        for i, client in enumerate(clients):
+        for i, client in enumerate(clients[:num_nodes]):
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
             client.execute_command("CLUSTER", "ADDSLOTS", *range(i * 16384 // num_nodes, (i + 1) * 16384 // num_nodes))
         # Everybody meets everybody: gossip alone takes seconds.
         for client, other in itertools.permutations(clients, 2):
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.get_connection_kwargs()["port"])
         _until(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
+        for primary, replica in zip(clients, clients[num_nodes:], strict=False):
+            replica.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID"))
+            _until(lambda: replica.info("replication").get("master_link_status") == "up")  # noqa: B023
         for client in clients:
             client.close()
-        yield ports
+        yield ports[:num_nodes]
 
 
 @contextmanager
-def _cluster_node(directory: Path, num_tries: int = 5) -> Iterator[int]:
+def _cluster_node(directory: Path, node_timeout_ms: int, num_tries: int = 5) -> Iterator[int]:
     """One server that answers, at the port given; another port is tried when it ends, for somebody took the first."""
-    directory.mkdir()
+    directory.mkdir(parents=True)
     log = directory / "log"
     for _ in range(num_tries):
         port = _free_cluster_port()
         options = ["--port", port, "--bind", "127.0.0.1", "--dir", directory, "--save", "", "--logfile", log]
-        # Nodes that a busy machine holds up must not take each other for dead: the whole cluster would refuse.
-        command = [find_redis_server(), *options, "--cluster-enabled", "yes", "--cluster-node-timeout", "20000"]
+        options += ["--cluster-enabled", "yes", "--cluster-node-timeout", node_timeout_ms]
+        command = [find_redis_server(), *options]
         server = subprocess.Popen([str(word) for word in command])
         try:
             with redis.Redis(port=port) as client:
