@@ -60,7 +60,8 @@ class Inputs:
             content = file.read_bytes()
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-        self._digests[file.name] = hashlib.sha256(content).hexdigest()
+        name = file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else file.name
+        self._digests[name] = hashlib.sha256(content).hexdigest()
         if not content.startswith(GZIP_MAGIC):
             return content
         try:

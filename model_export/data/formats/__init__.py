@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from model_export.data.config import PrepareConfig
+from model_export.data.formats.collected import read_collected
 from model_export.data.formats.industrial import read_industrial
 from model_export.data.formats.kuairand import read_kuairand
 from model_export.data.formats.movielens import read_movielens
@@ -17,6 +18,7 @@ from model_export.data.rejects import Rejects
 Reader = Callable[[Inputs, PrepareConfig, Rejects], EventLog]
 
 READERS: dict[str, Reader] = {
+    "collected": read_collected,
     "industrial": read_industrial,
     "kuairand": read_kuairand,
     "movielens": read_movielens,

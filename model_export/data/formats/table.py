@@ -39,8 +39,7 @@ def read_table(inputs: Inputs, config: PrepareConfig, rejects: Rejects) -> Event
     file = inputs.main or inputs.require(*(f"events.{ending}" for ending in ENDINGS))
     raw = _read_columns(inputs, file, rejects, EVENT_COLUMNS, REQUIRED)
     events = clean_events(raw, file, rejects, default_action=ACTION)
-    items_file = _items_file(inputs, config)
-    items = None if items_file is None else _read_items(inputs, items_file, rejects)
+    items = read_items_of(inputs, config, rejects)
     shown_file = None if inputs.main else inputs.optional(*(f"impressions.{ending}" for ending in ENDINGS))
     impressions, signals = (None, ()) if shown_file is None else read_impressions(inputs, shown_file, rejects)
     return EventLog(
@@ -52,6 +51,12 @@ def read_table(inputs: Inputs, config: PrepareConfig, rejects: Rejects) -> Event
         units=dict.fromkeys(events["action"].unique().to_list(), config.value_unit),
         owns_catalog=True,
     )
+
+
+def read_items_of(inputs: Inputs, config: PrepareConfig, rejects: Rejects) -> pl.DataFrame | None:
+    """The items that `config.items` names, or else `items.*` of the folder; None where there are none."""
+    file = _items_file(inputs, config)
+    return None if file is None else _read_items(inputs, file, rejects)
 
 
 def _items_file(inputs: Inputs, config: PrepareConfig) -> Path | None:
