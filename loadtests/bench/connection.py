@@ -10,6 +10,7 @@ from typing import cast
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"
+_NO_CONTENT = b"204"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,7 @@ class Connection(asyncio.Protocol):
         if head_end < 0:
             return
         head = self._buffer[:head_end].lower()
-        start = head.index(_LENGTH) + len(_LENGTH)
-        line_end = head.find(b"\r\n", start)
-        length = int(head[start:] if line_end < 0 else head[start:line_end])
+        length = 0 if head[9:12] == _NO_CONTENT else _length(head)
         body_start = head_end + len(_HEAD_END)
         if len(self._buffer) < body_start + length:
             return
@@ -83,6 +82,12 @@ class Connection(asyncio.Protocol):
         self._lost.set()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(ConnectionError(f"the service hung up: {error or 'end of stream'}"))
+
+
+def _length(head: bytes) -> int:
+    start = head.index(_LENGTH) + len(_LENGTH)
+    line_end = head.find(b"\r\n", start)
+    return int(head[start:] if line_end < 0 else head[start:line_end])
 
 
 def post(path: str, body: bytes, host: str) -> bytes:

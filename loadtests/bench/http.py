@@ -6,7 +6,6 @@ intended send time), and one connection alone. CPU time is that of the service p
 included; Redis' stands beside it.
 """
 
-import asyncio
 import os
 import random
 import statistics
@@ -25,10 +24,12 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from loadtests.bench.connection import Connection, post
+from loadtests.bench.connection import post
 from loadtests.bench.errors import BenchError
+from loadtests.bench.generator import Answered, Generator
 from loadtests.bench.live_service import LiveService, live_service
 from loadtests.bench.result import BenchResult, Row, new_result
+from loadtests.bench.where import profiled_command, shares_of
 from service.history.embedded import STATE_FILE, EmbeddedRedis
 
 MAX_CPU_MS: Final = 1.0
@@ -46,6 +47,8 @@ _SETTINGS: Final = {
 SATURATED: Final = "saturated"
 OPEN_LOOP: Final = "open loop at half the rate"
 ALONE: Final = "one connection"
+PROFILED: Final = "saturated, under Python's profiler"
+"""Which slows Python down more than C: shares, no times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +71,13 @@ class HttpWorkload:
 
 
 @dataclass(slots=True, kw_only=True)
-class Window:
+class Window(Answered):
     """One workload of one round."""
 
-    wall_s: float = 0.0
     service_cpu_s: float = 0.0
     redis_cpu_s: float = 0.0
     stage_s: dict[str, float] = field(default_factory=dict)
     """Mean seconds per slate by stage, as the service measured them."""
-    latencies_s: list[float] = field(default_factory=list)
-    lags_s: list[float] = field(default_factory=list)
-    """Open loop: how much later than intended the generator itself woke up."""
-
-    @property
-    def num_requests(self) -> int:
-        """Answered."""
-        return len(self.latencies_s)
 
     def figures(self) -> Iterator[tuple[str, float, str]]:
         """System, value and unit of everything that is reported."""
@@ -134,11 +128,34 @@ def measure(workload: HttpWorkload, console: Console) -> BenchResult:
                 redis_pid = orjson.loads((Path(folder) / STATE_FILE).read_bytes())["pid"]
                 with live_service(settings, cores=frozenset({cores[0]})) as service:
                     rounds = _run(_Bench(workload, service, redis_pid, console))
+                shares = _profiled(workload, settings, Path(folder), cores[0])
             finally:
                 redis.stop()
     finally:
         os.sched_setaffinity(0, set(cores))
-    return _summarise(workload, rounds, load_average)
+    return _summarise(workload, rounds, shares, load_average)
+
+
+def _profiled(workload: HttpWorkload, settings: dict[str, str], folder: Path, core: int) -> dict[str, float]:
+    """Shares of a saturated service's time by part, with the histories that are there; see `shares_of`."""
+    path = folder / "profile"
+    command = profiled_command(path)
+    with live_service(settings, cores=frozenset({core}), command=command) as service:
+        generator = Generator(service.host, service.port, _requests(workload, service), random.Random(workload.seed))
+
+        async def load() -> None:
+            async with generator.connected(workload.num_connections):
+                await generator.closed_loop(Answered(), workload.num_connections, workload.round_s)
+
+        uvloop.run(load())
+    return shares_of(path)
+
+
+def _requests(workload: HttpWorkload, service: LiveService) -> list[bytes]:
+    return [
+        post("/v1/recommend", orjson.dumps({"user_id": name, "slate_size": workload.slate_size}), service.host)
+        for name in (f"user-{number}" for number in range(workload.num_users))
+    ]
 
 
 def _run(bench: "_Bench") -> list[dict[str, Window]]:
@@ -157,21 +174,21 @@ class _Bench:
         self._console = console
         self._processes = psutil.Process(service.pid), psutil.Process(redis_pid)
         self._random = random.Random(workload.seed)
-        self._requests = [
-            post("/v1/recommend", orjson.dumps({"user_id": name, "slate_size": workload.slate_size}), service.host)
-            for name in (f"user-{number}" for number in range(workload.num_users))
-        ]
-        self._connections: list[Connection] = []
+        self._generator = Generator(service.host, service.port, _requests(workload, service), self._random)
 
     async def rounds(self) -> list[dict[str, Window]]:
         """Every workload once a round; a first round, not counted, warms everything up."""
         await self._seed()
         rounds = []
         for number in range(self._workload.num_rounds + 1):
-            saturated = await self._measure(lambda: self._closed_loop(self._workload.num_connections))
+            saturated = await self._measure(lambda window: self._closed_loop(window, self._workload.num_connections))
             rate = saturated.num_requests / saturated.wall_s / 2
-            open_loop = await self._measure(lambda rate=rate: self._open_loop(rate))  # type: ignore[misc]
-            alone = await self._measure(lambda: self._closed_loop(1))
+            open_loop = await self._measure(
+                lambda window, rate=rate: self._generator.open_loop(  # type: ignore[misc]
+                    window, rate, self._workload.round_s
+                )
+            )
+            alone = await self._measure(lambda window: self._closed_loop(window, 1))
             rounds.append({SATURATED: saturated, OPEN_LOOP: open_loop, ALONE: alone})
             what = f"round {number} of {self._workload.num_rounds}" if number else "warm-up"
             self._console.print(f"{what}: {rate * 2:,.0f} requests/s")
@@ -197,26 +214,24 @@ class _Bench:
                 if {result["status"] for result in answer.raise_for_status().json()["results"]} != {"stored"}:
                     raise BenchError(f"an event of the seed was not stored: {answer.text[:300]}")
 
-    async def _measure(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
-        self._connections = []
-        try:
-            # New ones each time: the service hangs up on a connection that was idle for seconds.
-            for _ in range(self._workload.num_connections):
-                self._connections.append(await Connection.open(self._service.host, self._service.port))
-            return await self._measure_open(load)
-        finally:
-            for connection in self._connections:
-                await connection.close()
+    async def _closed_loop(self, window: Window, num_connections: int) -> None:
+        await self._generator.closed_loop(window, num_connections, self._workload.round_s)
 
-    async def _measure_open(self, load: Callable[[], Coroutine[Any, Any, Window]]) -> Window:
-        stages_before = await self._stages()
-        cpu_before = [_cpu_s(process) for process in self._processes]
-        began_s = time.perf_counter()
-        window = await load()
-        window.wall_s = time.perf_counter() - began_s
-        window.service_cpu_s, window.redis_cpu_s = (
-            _cpu_s(process) - before for process, before in zip(self._processes, cpu_before, strict=True)
-        )
+    async def _measure(self, load: Callable[[Window], Coroutine[Any, Any, None]]) -> Window:
+        window = Window()
+        async with self._generator.connected(self._workload.num_connections):
+            stages_before = await self._stages()
+            cpu_before = [_cpu_s(process) for process in self._processes]
+            began_s = time.perf_counter()
+            await load(window)
+            window.wall_s = time.perf_counter() - began_s
+            window.service_cpu_s, window.redis_cpu_s = (
+                _cpu_s(process) - before for process, before in zip(self._processes, cpu_before, strict=True)
+            )
+            await self._add_stages(window, stages_before)
+        return window
+
+    async def _add_stages(self, window: Window, stages_before: dict[str, tuple[float, float]]) -> None:
         if not window.num_requests:
             raise BenchError(f"no answer within {self._workload.round_s:g} s: the machine is too busy")
         for stage, (seconds, count) in (await self._stages()).items():
@@ -224,50 +239,6 @@ class _Bench:
             if count - count_before != window.num_requests:
                 raise BenchError(f"{window.num_requests} answers, but the service counted {count - count_before}")
             window.stage_s[stage] = (seconds - seconds_before) / window.num_requests
-        return window
-
-    async def _closed_loop(self, num_connections: int) -> Window:
-        window = Window()
-        until_s = time.perf_counter() + self._workload.round_s
-
-        async def drive(connection: Connection) -> None:
-            while (sent_s := time.perf_counter()) < until_s:
-                await self._ask(connection)
-                window.latencies_s.append(time.perf_counter() - sent_s)
-
-        async with asyncio.TaskGroup() as tasks:
-            for connection in self._connections[:num_connections]:
-                tasks.create_task(drive(connection))
-        return window
-
-    async def _open_loop(self, rate: float) -> Window:
-        """Poisson arrivals at `rate` a second; a request that finds no free connection waits, and its clock runs."""
-        window = Window()
-        free: asyncio.Queue[Connection] = asyncio.Queue()
-        for connection in self._connections:
-            free.put_nowait(connection)
-
-        async def send(intended_s: float) -> None:
-            connection = await free.get()
-            await self._ask(connection)
-            free.put_nowait(connection)
-            window.latencies_s.append(time.perf_counter() - intended_s)
-
-        intended_s = time.perf_counter()
-        until_s = intended_s + self._workload.round_s
-        async with asyncio.TaskGroup() as tasks:
-            while (intended_s := intended_s + self._random.expovariate(rate)) < until_s:
-                if (rest_s := intended_s - time.perf_counter()) > 0:
-                    await asyncio.sleep(rest_s)
-                window.lags_s.append(time.perf_counter() - intended_s)
-                tasks.create_task(send(intended_s))
-        return window
-
-    async def _ask(self, connection: Connection) -> None:
-        response = await connection.request(self._random.choice(self._requests))
-        # Parsing every answer would cost the generator its core.
-        if response.status != httpx.codes.OK or b'"source":"model"' not in response.body:
-            raise BenchError(f"answer {response.status}: {response.body[:300].decode(errors='replace')}")
 
     async def _stages(self) -> dict[str, tuple[float, float]]:
         """Stage -> seconds and slates so far."""
@@ -286,7 +257,9 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]], load_average: float) -> BenchResult:
+def _summarise(
+    workload: HttpWorkload, rounds: list[dict[str, Window]], shares: dict[str, float], load_average: float
+) -> BenchResult:
     rows = []
     for name in (SATURATED, OPEN_LOOP, ALONE):
         figures: dict[tuple[str, str], list[float]] = {}
@@ -297,6 +270,7 @@ def _summarise(workload: HttpWorkload, rounds: list[dict[str, Window]], load_ave
             Row(workload=name, system=system, value=statistics.median(values), unit=unit)
             for (system, unit), values in figures.items()
         ]
+    rows += [Row(workload=PROFILED, system=part, value=share, unit="of the time") for part, share in shares.items()]
     return new_result(
         "http",
         rows,

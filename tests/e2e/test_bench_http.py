@@ -10,7 +10,7 @@ from rich.console import Console
 
 from loadtests.bench.connection import Connection, post
 from loadtests.bench.errors import BenchError
-from loadtests.bench.http import ALONE, OPEN_LOOP, SATURATED, HttpWorkload, measure
+from loadtests.bench.http import ALONE, OPEN_LOOP, PROFILED, SATURATED, HttpWorkload, measure
 from loadtests.bench.result import BenchResult
 
 
@@ -33,6 +33,9 @@ def test_a_short_run_reports_every_workload() -> None:
         stages = [figures[name, f"stage {stage}", "ms mean"] for stage in ("history", "features", "queue", "inference")]
         assert min(stages) > 0
         assert sum(stages) <= figures[name, "stage total", "ms mean"] * 1.01
+    shares = {system: value for (name, system, _), value in figures.items() if name == PROFILED}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {"service/api", "service/recommend.py", "redis-py, hiredis", "uvicorn, httptools, uvloop"} <= set(shares)
     assert result.ratios["cpu_of_bar"] == max(
         value for (_, system, unit), value in figures.items() if (system, unit) == ("service", "ms CPU a request")
     )
