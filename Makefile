@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean pins
+.PHONY: help demo test lint types bench chaos clean pins
 
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3 python3.13; do \
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
@@ -30,6 +30,7 @@ help:
 	@echo "make test    the whole suite, but for tests that need a GPU or system packages"
 	@echo "make lint    ruff and the import contracts; make types: mypy --strict"
 	@echo "make bench   every benchmark (RECORD=1 appends to results/)"
+	@echo "make chaos   everything that can break, broken for as long as it takes, an hour or so (RECORD=1 appends to results/)"
 	@echo "make clean   remove .venv and caches; runs/ and results/ stay"
 
 demo: .venv/demo.stamp
@@ -50,6 +51,9 @@ types: .venv/all.stamp
 bench: .venv/all.stamp
 	@$(BIN)/oneslate bench decode $(if $(RECORD),--record)
 	@$(BIN)/oneslate bench http $(if $(RECORD),--record)
+
+chaos: .venv/all.stamp
+	@$(BIN)/python -m pytest tests/chaos tests/e2e/test_schemathesis.py --chaos-in-full $(if $(RECORD),--record) $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

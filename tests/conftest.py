@@ -1,12 +1,57 @@
 """Fixtures that every test may use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from measured import Figures
+from rich.console import Console
+
+from loadtests.bench.result import Row, new_result
+
+T = TypeVar("T")
 
 DATA_ROOT = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chaos-in-full", action="store_true", help="faults as long and loads as large as in `make chaos`"
+    )
+    parser.addoption("--record", action="store_true", help="append what was measured in full to results/")
+
+
+@pytest.fixture(scope="session")
+def in_full(request: pytest.FixtureRequest) -> bool:
+    """Whether faults last and loads count as `make chaos` has them; short where all tests run."""
+    return bool(request.config.getoption("--chaos-in-full"))
+
+
+@pytest.fixture(scope="session")
+def scaled(in_full: bool) -> Callable[[T, T], T]:
+    """`scaled(short, full)`."""
+
+    def pick(short: T, full: T) -> T:
+        return full if in_full else short
+
+    return pick
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest, in_full: bool) -> Iterator[Figures]:
+    """Takes what is measured; prints it, and with `--record` keeps it, where it was measured in full."""
+    rows: list[Row] = []
+    yield lambda workload, system, value, unit: rows.append(
+        Row(workload=workload, system=system, value=float(value), unit=unit)
+    )
+    if rows and in_full:
+        result = new_result("chaos", rows, caveat="the tests' clients and Redis share the service's two cores")
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            result.print_to(Console())
+        if request.config.getoption("--record"):
+            result.append_to()
 
 
 @pytest.fixture(scope="session")

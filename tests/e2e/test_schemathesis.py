@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import schemathesis
+from measured import Figures
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 from schemathesis.engine.recorder import ScenarioRecorder
@@ -51,26 +53,30 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 process.stdout.close()
 
 
-def test_every_answer_is_as_described(service_url: str) -> None:
+def test_every_answer_is_as_described(service_url: str, scaled: Callable[[int, int], int], figures: Figures) -> None:
     """All phases: examples, boundary values, valid and invalid random data, and calls that follow one another."""
     config = schemathesis.Config.from_dict(
         {
             "seed": 1,
-            "generation": {"deterministic": True, "max-examples": 150, "database": "none"},
+            "generation": {"deterministic": True, "max-examples": scaled(150, 600), "database": "none"},
             # POST /v1/items answers 200 with an outcome per item: one that is refused is not there afterwards.
             "checks": {"ensure_resource_availability": {"enabled": False}},
         }
     )
     schema = schemathesis.openapi.from_url(f"{service_url}/openapi.json", config=config)
-    num_calls, failures = 0, []
+    calls: Counter[str] = Counter()
+    failures = []
     for event in from_schema(schema).execute():
         if isinstance(event, NonFatalError | FatalError):
             failures.append(str(vars(event) if hasattr(event, "__dict__") else event.exception))
         if isinstance(event, ScenarioFinished):
-            num_calls += len(event.recorder.interactions)
+            calls[event.phase.value] += len(event.recorder.interactions)
             failures += _failures(event.recorder)
     assert not failures, f"{len(failures)} failures:\n" + "\n\n".join(failures[:10])
-    assert num_calls > 500
+    assert calls.total() > scaled(500, 5000)
+    assert calls["stateful"] > 50
+    for phase, count in calls.items():
+        figures("schemathesis", phase, count, "calls, none answered with 5xx or otherwise than described")
 
 
 def _failures(recorder: ScenarioRecorder) -> list[str]:
