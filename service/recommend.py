@@ -7,7 +7,6 @@ Legend: E events, S seen or excluded items, W beams, K slate size, L levels.
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from service.inference.explain import explanation_of
 from service.inference.features import RequestInputs
 from service.inference.popular import PopularRanking
 from service.metrics import Metrics
+from service.randomness import random_hex
 
 _log = logging.getLogger(__name__)
 
@@ -386,4 +386,4 @@ def _keys(item_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 def _new_id(now_ms: int) -> str:
     """Unique, and in the order of time: 48 bits of milliseconds, then 80 random ones."""
-    return f"{now_ms:012x}{secrets.token_hex(10)}"
+    return f"{now_ms:012x}{random_hex(10)}"

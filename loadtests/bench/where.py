@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Final
 
 _PROFILED: Final = """
-import cProfile, sys
+import cProfile
+from service.app import serve
+from service.settings import Settings
 profile = cProfile.Profile()
-import oneslate
-sys.argv = ["oneslate", "serve"]
-profile.enable()
 try:
-    oneslate.main()
+    serve(Settings.load(), on_ready=lambda _: profile.enable())
 finally:
     profile.disable()
     profile.dump_stats({path!r})

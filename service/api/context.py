@@ -6,7 +6,6 @@ work that they stand around (docs/decisions/0026). Descriptions and errors are t
 
 import logging
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -20,6 +19,7 @@ from service.errors import OneSlateError
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import BODY_TOO_LARGE, INTERNAL_ERROR, OVERLOADED, Problem, ProblemError
+from service.randomness import random_hex
 
 _log = logging.getLogger("service.requests")
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -153,7 +153,7 @@ class _Exchange:
                 self.request_id = given
         if self.content_length is None and not is_chunked:
             self.content_length = 0
-        self.request_id = self.request_id or secrets.token_hex(16)
+        self.request_id = self.request_id or random_hex(16)
 
     async def send(self, message: Message) -> None:
         """Notes the status and adds the request's id."""

@@ -147,12 +147,19 @@ def to_query(body: RecommendBody, model: Model, serving: Serving, caller: Caller
         max_per_group=0 if (body.max_per_group or 0) >= body.slate_size else body.max_per_group or 0,
         diversity=body.diversity,
         temperature=1.0 if body.temperature is None and body.seed is not None else body.temperature,
-        seed=secrets.randbits(32) if body.seed is None else body.seed,
+        seed=_seed(body),
         continue_from=body.continue_from,
         explain=body.explain,
         deadline_ms=serving.settings.deadline_ms if body.deadline_ms is None else body.deadline_ms,
         tenant=caller.name,
     )
+
+
+def _seed(body: RecommendBody) -> int:
+    """Of a slate that is drawn; one that is not needs none."""
+    if body.seed is not None or body.temperature is None:
+        return body.seed or 0
+    return secrets.randbits(32)
 
 
 def _check_graphs(body: RecommendBody, manifest: Manifest) -> None:

@@ -18,7 +18,6 @@ event took 133 and could not be found again when the user is forgotten, and a so
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
-from secrets import token_hex
 from typing import Any
 
 import orjson
@@ -50,6 +49,7 @@ from service.history.store import (
     UserHistory,
     user_key,
 )
+from service.randomness import random_hex
 
 _NUM_PERIODS = 3
 _FULL = b"F"
@@ -128,7 +128,7 @@ class RedisHistoryStore:
                 limits.max_age_ms,
                 b"".join(pack(events, numbers)),
                 self._log_rows,
-                token_hex(_PSEUDONYM_BYTES),
+                random_hex(_PSEUDONYM_BYTES),
                 *(b"" if event.event_id is None else _digest(event.event_id) for event in events),
                 *(event_data(event, now_ms) for event in events if self._log_rows),
             ],
@@ -149,7 +149,7 @@ class RedisHistoryStore:
                 limits.shown_ms,
             ]
             if self._log_rows:
-                arguments += [self._log_rows, token_hex(_PSEUDONYM_BYTES), impression_data(impression)]
+                arguments += [self._log_rows, random_hex(_PSEUDONYM_BYTES), impression_data(impression)]
             calls.append(ScriptCall(REMEMBER, [keys.shown, *self._log_keys(keys)], arguments))
         return (await self._connection.scripts(calls, may_retry=False)).count(0)
 

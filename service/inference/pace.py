@@ -26,17 +26,18 @@ class Pace:
     def __init__(self, max_batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_batch_size = max_batch_size
         self._clock = clock
-        self._known: dict[tuple[Purpose, int, int], _Known] = {}
+        self._known: dict[Purpose, dict[tuple[int, int], _Known]] = {}
 
     def learn(self, purpose: Purpose, num_requests: int, beam_width: int, seconds: float) -> None:
         """Takes note of a run that ended."""
-        key = (purpose, self._padded(num_requests), beam_width)
+        known_of_graph = self._known.setdefault(purpose, {})
+        key = (self._padded(num_requests), beam_width)
         expected_s = self.seconds(purpose, num_requests, beam_width)
         if expected_s is not None:
             seconds = min(seconds, _OUTLIER * expected_s)
-        if (known := self._known.get(key)) is not None:
+        if (known := known_of_graph.get(key)) is not None:
             seconds = known.seconds + _SMOOTHING * (seconds - known.seconds)
-        self._known[key] = _Known(seconds, self._clock())
+        known_of_graph[key] = _Known(seconds, self._clock())
 
     def seconds(self, purpose: Purpose, num_requests: int, beam_width: int) -> float | None:
         """What a run of so many requests will take; None: no run of this graph has ended yet.
@@ -45,10 +46,10 @@ class Pace:
         dearest cheaper one (by batch x beams) in proportion, which is too long: every run has a cost that stays.
         """
         size = self._padded(num_requests)
-        known = {key[1:]: value for key, value in self._known.items() if key[0] == purpose}
+        known = self._known.get(purpose, {})
         exact = known.get((size, beam_width))
         if exact is not None and exact.learned_s < self._clock() - _FRESH_S and len(known) > 1:
-            del known[size, beam_width]
+            known = {key: value for key, value in known.items() if key != (size, beam_width)}
             exact = None
         at_most = [value.seconds for (n, w), value in known.items() if n >= size and w >= beam_width]
         if exact is not None:
