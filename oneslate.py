@@ -288,6 +288,46 @@ def collect(
 
 
 @cli.command(rich_help_panel="Online")
+def doctor(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to look at; default: ONESLATE_BUNDLE.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")] = False,
+) -> None:
+    """Looks at everything around the service, with the settings that `serve` would read: what is wrong, and what to do.
+
+    Exit code 1 when something is wrong; warnings are none. Changes nothing.
+
+    Example: `ONESLATE_HISTORY__URL=redis://redis:6379 oneslate doctor --bundle bundles/mine`
+    """
+    import json
+    from dataclasses import asdict
+
+    from service.doctor import diagnose
+    from service.settings import Settings
+
+    trouble, settings = "", None
+    try:
+        settings = Settings.load(**({} if bundle is None else {"bundle": bundle}))
+    except ValueError as error:
+        trouble = str(error)
+    console, signs = (
+        Console(highlight=False),
+        {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "wrong": "[red]wrong[/]"},
+    )
+    num_wrong = 0
+    for finding in diagnose(settings, trouble):
+        num_wrong += finding.verdict == "wrong"
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+            continue
+        console.print(f"{signs[finding.verdict]:>5}  [bold]{finding.name}[/]:", end=" ")
+        console.print(finding.seen, markup=False, soft_wrap=True)
+        if finding.remedy:
+            console.print(f"       → {finding.remedy}", markup=False, soft_wrap=True)
+    if num_wrong:
+        fail(f"{num_wrong} of these must be mended")
+
+
+@cli.command(rich_help_panel="Online")
 def demo(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the service.")] = 8000,
     once: Annotated[bool, typer.Option("--once", help="Stop after printing.")] = False,

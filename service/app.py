@@ -14,7 +14,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from service.api import catalog, events, items, models, operations, recommend, similar, users
+from service.api import catalog, events, explorer, items, models, operations, recommend, similar, users
 from service.api.context import RequestContext
 from service.api.openapi import describe
 from service.api.protocol import guarded_protocol
@@ -93,7 +93,7 @@ def create_app(
     )
     add_handlers(app, metrics)
     # An item id may hold slashes: what is below an item's own path comes before it.
-    for module in (recommend, events, users, similar, items, catalog, models, operations):
+    for module in (recommend, events, users, similar, items, catalog, models, operations, explorer):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos-in-full", action="store_true", help="faults as long and loads as large as in `make chaos`"
     )
+    parser.addoption("--screenshots", help="folder for what tests/browser saw")
     parser.addoption("--record", action="store_true", help="append what was measured in full to results/")
 
 

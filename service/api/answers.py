@@ -249,6 +249,12 @@ class HistoryAnswer(AnswerModel):
     num_seen: int = Field(description="Items that the next slate leaves out.")
 
 
+class UsersAnswer(AnswerModel):
+    """Some users."""
+
+    user_ids: list[str]
+
+
 class LiveAnswer(AnswerModel):
     """The process runs."""
 

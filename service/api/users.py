@@ -1,11 +1,13 @@
 """`/v1/users/{user_id}/history`: read what is kept of a user, or forget it."""
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.api.answers import HistoryAnswer
+from service.api.answers import HistoryAnswer, UsersAnswer
 from service.api.auth import admit
 from service.api.openapi import problems
 from service.api.paths import PathId
@@ -49,6 +51,20 @@ async def forget_history(user_id: PathId, request: Request) -> Response:
         serving.metrics.history_errors.labels("delete").inc()
         raise
     return Response(status_code=204)
+
+
+@router.get("/v1/users", response_model=UsersAnswer, responses=problems(422, 503, scope="admin"))
+async def some_users(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
+    """A few users who have a history, at random: to look around with, not to list them."""
+    caller, serving = admit(request, "admin"), serving_of(request)
+    if caller.user_id is not None:
+        return json_response({"user_ids": [caller.user_id]})
+    try:
+        user_ids = await serving.store.some_users(limit)
+    except HistoryUnavailable:
+        serving.metrics.history_errors.labels("some_users").inc()
+        raise
+    return json_response({"user_ids": user_ids})
 
 
 def _names(key_N: npt.NDArray[np.uint64], serving: Serving) -> list[str | None]:

@@ -84,6 +84,13 @@ class EmbeddedRedis:
         with self._start_lock(deadline_s):
             return self._find_or_spawn(deadline_s)
 
+    def running_url(self) -> str | None:
+        """URL of the server if one runs; starts none."""
+        if not self.directory.is_dir() or not self._is_alive():
+            return None
+        state = self._state()
+        return None if state is None else str(state["url"])
+
     def stop(self) -> None:
         """Shut the server down with everything on disk, and wait until it is gone. Nothing happens when none runs."""
         if not self.directory.is_dir():

@@ -145,6 +145,10 @@ class GuardedHistoryStore:
                     continue  # there may be more
             await asyncio.sleep(every_s)
 
+    async def some_users(self, limit: int) -> list[str]:
+        """See HistoryStore."""
+        return await self._ask(self._reads, lambda: self._store.some_users(limit))
+
     async def ping(self) -> float:
         """See HistoryStore."""
         return await self._ask(self._reads, self._store.ping)

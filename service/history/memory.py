@@ -1,5 +1,6 @@
 """Histories in this process: for tests, the fake service, and a reference of what the Redis store must do."""
 
+import random
 import time
 from bisect import insort
 from collections import deque
@@ -113,6 +114,11 @@ class MemoryHistoryStore:
         """See HistoryStore; of many the last."""
         num_new = 0 if since is None else min(self._num_forgotten - int(since), len(self._forgotten))
         return Forgotten(list(self._forgotten)[len(self._forgotten) - num_new :], str(self._num_forgotten))
+
+    async def some_users(self, limit: int) -> list[str]:
+        """See HistoryStore."""
+        users = [user_id for user_id, user in self._users.items() if user.entries]
+        return random.sample(users, min(limit, len(users)))
 
     async def ping(self) -> float:
         """See HistoryStore."""

@@ -37,7 +37,7 @@ from service.eventlog.rows import (
 from service.history.actions import ActionRegistry
 from service.history.admission import no_room_for_action, pack, refusal
 from service.history.codec import ENTRY_BYTES, FORMAT_VERSION, SEEN_BYTES, decode_entries, decode_seen
-from service.history.scripts import APPEND, FORGET, REMEMBER, TELL
+from service.history.scripts import APPEND, FORGET, REMEMBER, SOME_USERS, TELL
 from service.history.shown import decode_shown, encode_shown, shown_of
 from service.history.store import (
     DUPLICATE,
@@ -195,6 +195,17 @@ class RedisHistoryStore:
         entries = await self._connection.command("XRANGE", _FORGOTTEN, f"({since}", "+", "COUNT", _MAX_FORGOTTEN)
         keys = [int(fields[b"u"]) for _, fields in entries]
         return Forgotten(keys, entries[-1][0].decode() if entries else since)
+
+    async def some_users(self, limit: int) -> list[str]:
+        """See HistoryStore: one round trip, to a few nodes of a cluster."""
+        pattern = f"^{{b%d+}}h{FORMAT_VERSION}:(.*)$"
+        # A history is one of about four keys of a user.
+        calls = [
+            ScriptCall(SOME_USERS, [f"{bucket_tag(bucket)}any"], [pattern, limit, 16 * limit])
+            for bucket in (range(0, NUM_BUCKETS, 37) if self._connection.is_cluster else [0])
+        ]
+        found = {user for users in await self._connection.scripts(calls, may_retry=True) for user in users}
+        return [user.decode() for user in sorted(found)[:limit]]
 
     async def ping(self) -> float:
         """See HistoryStore. Reads the action registry, which keeps the local copy true."""

@@ -169,6 +169,22 @@ end
 return names
 """)
 
+SOME_USERS = Script("""
+-- Up to ARGV 2 different keys that look like ARGV 1 (a pattern whose capture is returned), of ARGV 3 drawn at random.
+-- KEYS 1: any key, which says what node to draw from.
+local found, met = {}, {}
+for _ = 1, tonumber(ARGV[3]) do
+  local key = redis.call('RANDOMKEY')
+  local user = key and string.match(key, ARGV[1])
+  if user and not met[user] then
+    met[user] = true
+    found[#found + 1] = user
+    if #found == tonumber(ARGV[2]) then break end
+  end
+end
+return found
+""")
+
 TELL = Script("""
 -- Tells who was forgotten: ARGV 1, by the stream KEYS 1, for ARGV 2 ms.
 -- Trimming comes first: after it Redis lets a script write, however full it is.

@@ -162,6 +162,10 @@ class HistoryStore(Protocol):
         """Who was forgotten since, by whichever process; None: nobody yet, from now on."""
         ...
 
+    async def some_users(self, limit: int) -> list[str]:
+        """Ids of a few users who have a history, at random: for people who look around. It may miss some."""
+        ...
+
     async def ping(self) -> float:
         """Milliseconds that one round trip takes."""
         ...

@@ -294,6 +294,23 @@ async def test_whoever_asks_is_told_who_was_forgotten(backend: Backend) -> None:
     assert list((await other.forgotten(second.until)).user_keys) == []
 
 
+async def test_some_users_are_users_with_a_history(backend: Backend) -> None:
+    backend.wipe()
+    store = backend.open(None)
+    assert await store.some_users(5) == []
+    users = [*(next(fresh_user) for _ in range(30)), "odd:name}h1:", "ключ"]
+    await store.append([an_event(user) for user in users], NOW_MS)
+    await store.remember([an_impression("shown alone", 1, "a")])
+    found = await store.some_users(10)
+    assert 1 <= len(found) <= 10
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(users)
+    assert len(await store.some_users(3)) <= 3
+    for user in users:
+        await store.delete(user)
+    assert await store.some_users(5) == []
+
+
 async def test_the_action_registry_is_shared_and_has_an_end(backend: Backend) -> None:
     backend.wipe()
     # Stores in memory share nothing, so there the one store is its own replica.

@@ -95,6 +95,7 @@ def test_the_description_names_every_route(service_url: str) -> None:
         "/v1/recommend": ["post"],
         "/v1/recommend/batch": ["post"],
         "/v1/events": ["post"],
+        "/v1/users": ["get"],
         "/v1/users/{user_id}/history": ["delete", "get"],
         "/v1/items": ["post"],
         "/v1/items/{item_id}": ["delete", "get", "put"],

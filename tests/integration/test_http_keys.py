@@ -95,6 +95,7 @@ def test_every_operation_asks_for_a_key_with_its_scope(client: httpx.Client) -> 
         "post /v1/events": "events",
         "get /v1/users/{user_id}/history": "events",
         "delete /v1/users/{user_id}/history": "events",
+        "get /v1/users": "admin",
         "post /v1/items": "items",
         "put /v1/items/{item_id}": "items",
         "delete /v1/items/{item_id}": "items",

@@ -79,6 +79,7 @@ def test_every_operation_declares_its_problems(schema: dict[str, Any]) -> None:
         ("/v1/recommend/batch", "post"): sorted({"200"} | keyed | body),
         ("/v1/events", "post"): sorted({"200"} | keyed | body),
         ("/v1/items/{item_id}/similar", "get"): sorted({"200", "404", "422"} | keyed),
+        ("/v1/users", "get"): sorted({"200", "422"} | keyed),
         ("/v1/users/{user_id}/history", "get"): sorted({"200", "422"} | keyed),
         ("/v1/users/{user_id}/history", "delete"): sorted({"204", "422"} | keyed),
         ("/v1/items", "post"): sorted({"200"} | keyed | body),

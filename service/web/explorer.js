@@ -1,0 +1,456 @@
+// The explorer: what a user saw, what comes next, and why. Talks to the same API as everybody, and to nobody else.
+
+const $ = (id) => document.getElementById(id);
+const REASONS = {
+  model_unavailable: "The model does not answer: these are popular items.",
+  deadline: "Out of time: these are popular items.",
+  history_unavailable: "The history store does not answer: the model knew nothing of this user.",
+  stale_history: "The history store does not answer: made from a copy of the history that is up to a minute old.",
+  unknown_continuation: "What was shown before is not known any more: it may come again.",
+  too_few_items: "No more items are left under these conditions.",
+  not_explained: "There was no time to explain this slate.",
+  cold_start: "This user has no history yet.",
+};
+const MAX_HISTORY = 100;
+const state = { user: "", version: null, models: [], items: new Map(), history: [], columns: [], key: sessionStorage.getItem("key") ?? "" };
+
+class Refused extends Error {
+  constructor(status, problem) {
+    super(problem.detail ?? problem.title ?? `HTTP ${status}`);
+    this.status = status;
+    this.problem = problem;
+  }
+}
+
+// --- the page's own small language: nothing that comes from outside ever becomes markup ---
+
+function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "share") element.style.setProperty("--share", `${Math.round(value * 100)}%`);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+function fill(element, ...children) {
+  element.replaceChildren(...children.filter((child) => child !== null && child !== undefined));
+}
+
+function say(element, text, isBad = false) {
+  element.textContent = text;
+  element.classList.toggle("bad", isBad);
+}
+
+// --- the API ---
+
+async function api(method, path, body) {
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
+  if (state.key) headers.Authorization = `Bearer ${state.key}`;
+  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (answer.status === 204) return null;
+  const members = await answer.json();
+  if (!answer.ok) {
+    if (answer.status === 401) askKey();
+    throw new Refused(answer.status, members);
+  }
+  return members;
+}
+
+const encoded = (id) => id.split("/").map(encodeURIComponent).join("/");
+
+async function item(itemId) {
+  if (itemId === null) return null;
+  if (!state.items.has(itemId)) {
+    state.items.set(itemId, api("GET", `v1/items/${encoded(itemId)}`).catch((error) => {
+      state.items.delete(itemId);
+      return error.status === 404 ? { item_id: itemId, title: "", tags: [], sid: [], gone: true } : { item_id: itemId, title: "", tags: [], sid: [] };
+    }));
+  }
+  return state.items.get(itemId);
+}
+
+const nameOf = (found) => (found === null ? "an item that is gone" : found.title || found.item_id);
+
+function askKey() {
+  if (!$("key-dialog").open) $("key-dialog").showModal();
+}
+
+// --- user and history ---
+
+function remember(user) {
+  const users = [user, ...JSON.parse(sessionStorage.getItem("users") ?? "[]").filter((other) => other !== user)].slice(0, 8);
+  sessionStorage.setItem("users", JSON.stringify(users));
+}
+
+async function someUsers() {
+  const recent = JSON.parse(sessionStorage.getItem("users") ?? "[]");
+  let stored = [];
+  try {
+    stored = (await api("GET", "v1/users?limit=12")).user_ids;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error; // a key for slates alone may not list users
+  }
+  const users = [...new Set([...recent, ...stored])].slice(0, 12);
+  fill($("users"), ...users.map((user) => h("option", { value: user })));
+  fill($("some-users"), ...users.map((user) => h("button", { type: "button", onclick: () => show(user) }, user)));
+  return users;
+}
+
+function ago(timestamp) {
+  const seconds = Math.max(0, Date.now() / 1000 - timestamp);
+  for (const [name, length] of [["year", 31557600], ["month", 2629800], ["day", 86400], ["hour", 3600], ["minute", 60]]) {
+    const count = Math.floor(seconds / length);
+    if (count >= 1) return `${count} ${name}${count > 1 ? "s" : ""} ago`;
+  }
+  return "just now";
+}
+
+async function showHistory() {
+  const user = state.user;
+  let history;
+  try {
+    history = await api("GET", `v1/users/${encoded(user)}/history`);
+  } catch (error) {
+    fill($("history"));
+    say($("history-note"), error.message, true);
+    return;
+  }
+  if (user !== state.user) return;
+  const events = history.events.slice(-MAX_HISTORY).reverse();
+  state.history = await Promise.all(events.map(async (event) => ({ ...event, item: await item(event.item_id) })));
+  if (user !== state.user) return;
+  const count = history.events.length;
+  say($("history-note"), count === 0 ? "Nothing is known of this user." : `${count} events${count > MAX_HISTORY ? `, the last ${MAX_HISTORY} here` : ""}, newest first; ${history.num_seen} items count as seen.`);
+  fill($("history"), ...state.history.map((event) => h("li", {},
+    h("strong", {}, nameOf(event.item)), h("br"),
+    h("span", { class: "what" }, [event.action, event.value === null ? null : `value ${event.value}`, ago(event.timestamp)].filter(Boolean).join(" · ")))));
+}
+
+async function show(user) {
+  state.user = user;
+  $("user").value = user;
+  remember(user);
+  for (const column of state.columns) column.last = null;
+  await Promise.all([showHistory(), ...state.columns.map((column) => column.ask())]);
+}
+
+// --- slates ---
+
+class Column {
+  constructor(letter) {
+    this.letter = letter;
+    this.last = null;
+    this.note = h("p", { class: "note", role: "status" });
+    this.cards = h("ol", { class: "cards" });
+    this.model = h("select", { id: `model-${letter}` });
+    this.tags = h("input", { id: `tags-${letter}`, placeholder: "any" });
+    this.size = h("input", { id: `size-${letter}`, type: "number", min: 1, value: 5 });
+    this.diversity = h("input", { id: `diversity-${letter}`, type: "number", min: 0, max: 100, step: 0.1, value: 0 });
+    const field = (name, input) => h("div", {}, h("label", { for: input.id }, name), input);
+    this.element = h("div", { class: "column" },
+      h("fieldset", {}, h("legend", {}, `Conditions ${letter}`), field("Model", this.model), field("Only these tags", this.tags), field("Items", this.size), field("Diversity", this.diversity)),
+      this.note, this.cards);
+    this.element.addEventListener("change", () => this.ask());
+  }
+
+  offer(models, slateSize) {
+    const chosen = this.model.value;
+    fill(this.model, h("option", { value: "" }, "the user's"), ...models.map((version) => h("option", { value: version, selected: version === chosen }, version)));
+    this.size.max = slateSize;
+    if (Number(this.size.value) > slateSize) this.size.value = slateSize;
+  }
+
+  query() {
+    const tags = this.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean);
+    const body = { user_id: state.user, slate_size: Math.max(1, Number(this.size.value) || 1) };
+    if (this.model.value) body.model_version = this.model.value;
+    if (tags.length) body.filter = { any_of: tags };
+    if (Number(this.diversity.value) > 0) body.diversity = Number(this.diversity.value);
+    return body;
+  }
+
+  async ask(continueFrom = null) {
+    if (!state.user) return;
+    const asked = (this.asked = Symbol("asked"));
+    const body = { ...this.query(), explain: this.explains !== false };
+    if (continueFrom) body.continue_from = continueFrom;
+    let slate;
+    try {
+      slate = await api("POST", "v1/recommend", body);
+    } catch (error) {
+      if (error.status === 422 && error.problem.errors?.some((one) => one.pointer === "/explain")) {
+        this.explains = false; // exported without the graph that explains
+        return this.ask(continueFrom);
+      }
+      if (asked === this.asked) {
+        say(this.note, error.message, true);
+        fill(this.cards);
+      }
+      return;
+    }
+    const items = await Promise.all(slate.items.map((place) => item(place.item_id)));
+    if (asked !== this.asked) return;
+    this.last = slate;
+    this.items = items;
+    $("next").disabled = false;
+    this.show();
+    for (const other of state.columns) if (other !== this && other.last) other.show();
+    banner();
+  }
+
+  show() {
+    const slate = this.last;
+    const parts = [slate.source === "model" ? `model ${slate.model_version}` : "popular items", slate.beam_width ? `${slate.beam_width} beams` : null, `${slate.took_ms.total.toFixed(1)} ms`, slate.reason ? REASONS[slate.reason] ?? slate.reason : null];
+    say(this.note, parts.filter(Boolean).join(" · "));
+    const others = state.columns.filter((column) => column !== this && column.last).flatMap((column) => column.last.items.map((place) => place.item_id));
+    fill(this.cards, ...slate.items.map((place, index) => {
+      const found = this.items[index];
+      const isOnly = state.columns.length > 1 && others.length > 0 && !others.includes(place.item_id);
+      return h("li", {}, h("button", { type: "button", class: isOnly ? "card only" : "card", "aria-haspopup": "dialog", onclick: () => why(this, index) },
+        h("strong", {}, nameOf(found)),
+        h("span", { class: "note" }, [found.title ? place.item_id : null, found.group, ...(found.tags ?? []).slice(0, 4), isOnly ? "only here" : null].filter(Boolean).join(" · ")), h("br"),
+        h("span", { class: "codes" }, `‹${place.sid.join(" ")}›  logprob ${place.score.toFixed(2)}`)));
+    }));
+  }
+}
+
+function banner() {
+  const bad = state.columns.filter((column) => column.last?.degraded).map((column) => column.last.reason);
+  const text = bad.length ? `Degraded: ${REASONS[bad[0]] ?? bad[0]}` : state.unwell ? `The service says: ${state.unwell}.` : "";
+  $("banner").hidden = !text;
+  $("banner").textContent = text;
+}
+
+function setColumns(count) {
+  while (state.columns.length > count) state.columns.pop().element.remove();
+  while (state.columns.length < count) {
+    const column = new Column("AB"[state.columns.length]);
+    state.columns.push(column);
+    $("columns").append(column.element);
+    if (state.version) column.offer(state.models, state.version.slate_size);
+  }
+  $("columns").classList.toggle("alone", count === 1);
+}
+
+// --- why ---
+
+const share = (logprob) => Math.exp(Math.min(0, logprob));
+const percent = (logprob) => {
+  const value = share(logprob) * 100;
+  return value >= 0.1 ? `${value.toFixed(1)} %` : "< 0.1 %";
+};
+
+function branch(code, logprob, isTaken, text) {
+  return h("div", { class: isTaken ? "branch taken" : "branch" }, h("span", { class: "codes" }, `${isTaken ? "▸" : "·"} code ${code}`),
+    h("span", { class: "bar", share: share(logprob) }, `${percent(logprob)}${text ? ` — ${text}` : ""}`));
+}
+
+async function tree(levels, name) {
+  let inner = null;
+  for (let level = levels.length - 1; level >= 0; level -= 1) {
+    const { code, logprob, runner_ups: others } = levels[level];
+    const named = await Promise.all(others.map(async (other) => ({ ...other, name: other.item_id ? nameOf(await item(other.item_id)) : "" })));
+    const isLast = level === levels.length - 1;
+    inner = h("ul", { class: level === 0 ? "tree" : "" },
+      h("li", {}, branch(code, logprob, true, isLast ? name : "taken"), inner),
+      ...named.map((other) => h("li", {}, branch(other.code, other.logprob, false, other.name ? `for example ${other.name}` : ""))));
+  }
+  return inner;
+}
+
+async function why(column, index) {
+  const slate = column.last;
+  const place = slate.items[index];
+  const found = column.items[index];
+  $("why-title").textContent = `${nameOf(found)}, place ${index + 1}`;
+  const explained = slate.explanation?.[index];
+  const parts = [];
+  if (found.text) parts.push(h("p", {}, found.text));
+  const actions = h("div", { class: "row" }, ...(state.version?.actions ?? []).map((action) => h("button", { type: "button", class: "main", onclick: () => act(column, place.item_id, action) }, `Send “${action}”`)), h("span", { class: "note", role: "status", id: "act-note" }));
+  parts.push(h("h3", {}, "What the user does with it"), actions);
+  parts.push(h("h3", {}, "How it was written, code by code"));
+  parts.push(explained ? await tree(explained.levels, nameOf(found)) : h("p", { class: "note" }, slate.source === "popular" ? "It is popular; no model wrote it." : "Not explained: this model has no graph for it, or there was no time."));
+  const alike = state.history.map((event) => ({ ...event, shared: sharedCodes(event.item?.sid ?? [], place.sid) })).filter((event) => event.shared > 0)
+    .sort((one, other) => other.shared - one.shared).filter((event, at, all) => all.findIndex((other) => other.item_id === event.item_id) === at).slice(0, 8);
+  parts.push(h("h3", {}, "From the history, what shares its first codes"));
+  parts.push(alike.length ? h("ul", { class: "plain" }, ...alike.map((event) => h("li", {}, `${nameOf(event.item)} `, h("span", { class: "codes" }, `‹${event.item.sid.join(" ")}› ${event.shared} shared`)))) : h("p", { class: "note" }, "Nothing."));
+  parts.push(h("h3", {}, "Where the time went"));
+  parts.push(h("table", {}, h("tbody", {}, ...Object.entries(slate.took_ms).map(([stage, ms]) => h("tr", {}, h("th", { scope: "row" }, stage), h("td", { class: "number" }, `${ms.toFixed(2)} ms`))))));
+  fill($("why-body"), ...parts);
+  if (!$("why").open) $("why").showModal();
+}
+
+function sharedCodes(one, other) {
+  let count = 0;
+  while (count < one.length && count < other.length && one[count] === other[count]) count += 1;
+  return count;
+}
+
+async function act(column, itemId, action) {
+  const note = $("act-note");
+  const event = { event_id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, user_id: state.user, item_id: itemId, action, timestamp: Date.now() / 1000, recommendation_id: column.last.recommendation_id };
+  try {
+    const { results: [result] } = await api("POST", "v1/events", { events: [event] });
+    say(note, result.status === "refused" ? result.problem.detail : `${result.status}; the slates are asked for again.`, result.status === "refused");
+  } catch (error) {
+    say(note, error.message, true);
+    return;
+  }
+  await Promise.all([showHistory(), ...state.columns.map((other) => other.ask())]);
+}
+
+// --- a new item ---
+
+async function addItem(event) {
+  event.preventDefault();
+  const id = $("item-id").value;
+  const tags = $("item-tags").value.split(",").map((tag) => tag.trim()).filter(Boolean);
+  const body = { title: $("item-text").value };
+  if (tags.length) body.tags = tags;
+  fill($("item-similar"));
+  try {
+    const result = await api("PUT", `v1/items/${encoded(id)}`, body);
+    state.items.delete(id);
+    say($("item-note"), `${result.status}: semantic ID ‹${(result.sid ?? []).join(" ")}›. It can be recommended within a second; looking for it…`);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    const { items } = await api("GET", `v1/items/${encoded(id)}/similar?k=5`);
+    fill($("item-similar"), ...(await Promise.all(items.map(async (similar) => h("li", {}, `like ${nameOf(await item(similar.item_id))}`, h("span", { class: "codes" }, ` ${similar.num_shared} codes shared`))))));
+    say($("item-note"), `${result.status}: semantic ID ‹${(result.sid ?? []).join(" ")}›. ${await whereIs(id)}`);
+  } catch (error) {
+    say($("item-note"), error.message, true);
+  }
+}
+
+async function whereIs(id) {
+  if (!state.user) return "Choose a user to look for it in a slate.";
+  await Promise.all(state.columns.map((column) => column.ask()));
+  const place = state.columns[0].last?.items.findIndex((one) => one.item_id === id) ?? -1;
+  if (place >= 0) return `It is at place ${place + 1} of this user's slate.`;
+  const [column] = state.columns;
+  const tags = (await item(id)).tags;
+  if (!tags.length) return "It is not in this user's slate now.";
+  const slate = await api("POST", "v1/recommend", { ...column.query(), filter: { all_of: tags } });
+  const filtered = slate.items.findIndex((one) => one.item_id === id);
+  return filtered >= 0 ? `It is not in this user's slate now; among items with its tags it is at place ${filtered + 1}.` : "It is not in this user's slate now, nor among the first with its tags.";
+}
+
+// --- live figures ---
+
+const samples = [];
+
+function parsed(text) {
+  const found = { slates: {}, buckets: {}, batches: [0, 0], queue: 0, asked: 1 };
+  for (const line of text.split("\n")) {
+    const match = /^(oneslate_\w+)(?:\{([^}]*)\})? (\S+)$/.exec(line);
+    if (!match) continue;
+    const [, name, labels = "", value] = match;
+    const label = (key) => new RegExp(`(?:^|,)${key}="([^"]*)"`).exec(labels)?.[1];
+    if (name === "oneslate_slates_total") found.slates[label("source")] = (found.slates[label("source")] ?? 0) + Number(value);
+    else if (name === "oneslate_recommend_stage_seconds_bucket" && label("stage") === "total") found.buckets[label("le")] = Number(value);
+    else if (name === "oneslate_batch_size_requests_sum") found.batches[0] = Number(value);
+    else if (name === "oneslate_batch_size_requests_count") found.batches[1] = Number(value);
+    else if (name === "oneslate_queue_depth_requests") found.queue = Number(value);
+    else if (name === "oneslate_history_asked") found.asked = Number(value);
+  }
+  return found;
+}
+
+function quantile(first, last, q) {
+  const edges = Object.keys(last.buckets).filter((edge) => edge !== "+Inf").map(Number).sort((one, other) => one - other);
+  const count = (edge) => (last.buckets[edge] ?? 0) - (first.buckets[edge] ?? 0);
+  const label = (edge) => Object.keys(last.buckets).find((key) => Number(key) === edge);
+  const total = count("+Inf");
+  if (!total) return null;
+  let below = 0;
+  let from = 0;
+  for (const edge of edges) {
+    const upTo = count(label(edge));
+    if (upTo >= q * total) return from + ((edge - from) * (q * total - below)) / Math.max(1e-9, upTo - below);
+    below = upTo;
+    from = edge;
+  }
+  return edges.at(-1);
+}
+
+async function live() {
+  try {
+    const headers = state.key ? { Authorization: `Bearer ${state.key}` } : {};
+    const [text, ready] = await Promise.all([fetch("metrics", { headers }).then((answer) => (answer.ok ? answer.text() : "")), fetch("readyz").then((answer) => answer.json())]);
+    state.unwell = [...(ready.reasons ?? []), ...(ready.degraded ?? [])].join(", ").replaceAll("_", " ");
+    banner();
+    say($("service"), `${state.version ? `model ${state.version.model_version} · ${state.version.num_items.toLocaleString()} items · ${state.version.provider} ${state.version.precision} · ` : ""}${ready.status === "ready" ? (state.unwell ? `degraded: ${state.unwell}` : "ready") : `not ready: ${state.unwell}`}`, Boolean(state.unwell));
+    if (text) {
+      samples.push({ at: performance.now() / 1000, ...parsed(text) });
+      if (samples.length > 30) samples.shift();
+    }
+    figures();
+    say($("live-note"), text ? (samples.length < 2 ? "…" : "Of the last minute, this replica.") : "This key may not read the metrics.");
+  } catch (error) {
+    say($("service"), "The service does not answer.", true);
+    say($("live-note"), String(error.message ?? error), true);
+  }
+}
+
+function figures() {
+  if (samples.length < 2) return;
+  const [first, last] = [samples[0], samples.at(-1)];
+  const seconds = last.at - first.at;
+  const count = (source) => (last.slates[source] ?? 0) - (first.slates[source] ?? 0);
+  const ms = (q) => {
+    const value = quantile(first, last, q);
+    return value === null ? "–" : `${(value * 1000).toFixed(1)} ms`;
+  };
+  const runs = last.batches[1] - first.batches[1];
+  const rows = [["slates a second", ((count("model") + count("popular")) / seconds).toFixed(1)], ["by the model", count("model")], ["popular", count("popular")], ["p50", ms(0.5)], ["p99", ms(0.99)], ["requests a run", runs ? ((last.batches[0] - first.batches[0]) / runs).toFixed(1) : "–"], ["waiting", last.queue]];
+  fill($("figures"), ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+}
+
+// --- start ---
+
+async function start() {
+  state.version = await api("GET", "version");
+  try {
+    const { serving } = await api("GET", "v1/models");
+    state.models = serving;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error; // a key without the scope admin
+    state.models = [state.version.model_version];
+  }
+  for (const column of state.columns) column.offer(state.models, state.version.slate_size);
+  const users = await someUsers();
+  const asked = new URLSearchParams(location.search).get("user") ?? users[0];
+  if (asked) await show(asked);
+  else say($("history-note"), "No user is stored yet: type any id, and send events.");
+}
+
+function began() {
+  start().catch((error) => {
+    if (!(error instanceof Refused && error.status === 401)) say($("history-note"), error.message, true);
+  });
+}
+
+setColumns(1);
+$("user-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  show($("user").value);
+});
+$("again").addEventListener("click", () => state.columns.forEach((column) => column.ask()));
+$("next").addEventListener("click", () => state.columns.forEach((column) => column.last && column.ask(column.last.recommendation_id)));
+$("compare").addEventListener("change", (event) => {
+  setColumns(event.target.checked ? 2 : 1);
+  for (const column of state.columns) if (column.last) column.show(); else column.ask();
+});
+$("item-form").addEventListener("submit", addItem);
+$("ask-key").addEventListener("click", askKey);
+$("key-form").addEventListener("submit", (event) => {
+  state.key = event.submitter?.value === "drop" ? "" : $("key").value;
+  $("key").value = "";
+  sessionStorage.setItem("key", state.key);
+  began();
+});
+began();
+live();
+setInterval(() => document.hidden || live(), 2000);

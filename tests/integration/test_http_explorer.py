@@ -1,0 +1,52 @@
+"""The explorer's files as the service sends them: whole, guarded, and asking nobody else."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from live_http import fake_settings, live_client
+
+WEB = Path(__file__).resolve().parents[2] / "service" / "web"
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "media_type"),
+    [
+        ("/", "index.html", "text/html"),
+        ("/explorer.css", "explorer.css", "text/css"),
+        ("/explorer.js", "explorer.js", "text/javascript"),
+    ],
+)
+def test_files_are_sent_as_they_are(path: str, file: str, media_type: str) -> None:
+    with live_client(fake_settings()) as client:
+        answer = client.get(path)
+    assert (answer.status_code, answer.content) == (200, (WEB / file).read_bytes())
+    assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_no_file_names_another_host_or_makes_markup_of_text() -> None:
+    for file in WEB.iterdir():
+        text = file.read_text()
+        assert not re.search(r"(https?:)?//[a-z0-9]", text.replace("// ", "")), file
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=\"", text), file
+
+
+def test_every_element_that_the_script_looks_up_is_there() -> None:
+    ids = set(re.findall(r'id="([\w-]+)"', (WEB / "index.html").read_text()))
+    script = (WEB / "explorer.js").read_text()
+    asked = set(re.findall(r'\$\("([\w-]+)"\)', script))
+    made = set(re.findall(r'id: "([\w-]+)"', script))
+    assert asked <= ids | made
+    assert len(asked) > 20
+
+
+def test_some_users_are_offered() -> None:
+    with live_client(fake_settings()) as client:
+        assert client.get("/v1/users").json() == {"user_ids": []}
+        event = {"event_id": "1", "user_id": "ann", "item_id": "item-1", "timestamp": time.time() - 60}
+        client.post("/v1/events", json={"events": [event]})
+        assert client.get("/v1/users?limit=5").json() == {"user_ids": ["ann"]}
+        assert client.get("/v1/users?limit=0").status_code == 422
