@@ -1,7 +1,7 @@
 """The explorer in real Chromium, against a live service: what a person sees and does.
 
-`pytest -m chromium tests/browser` (Debian's packages chromium and chromium-driver); `--screenshots FOLDER` keeps what it
-looked like.
+`pytest -m chromium tests/browser` (Debian's packages chromium and chromium-driver); `--screenshots FOLDER` keeps what
+it looked like.
 """
 
 import re
@@ -106,7 +106,12 @@ def page(driver: webdriver.Chrome, screenshots: Path | None) -> Iterator[Page]:
 
 def store(client: httpx.Client, user: str, num_events: int, token: str = "") -> None:
     events = [
-        {"event_id": f"{user}-{n}", "user_id": user, "item_id": f"item-{n * 10}", "timestamp": time.time() - 3600 * (n + 1)}
+        {
+            "event_id": f"{user}-{n}",
+            "user_id": user,
+            "item_id": f"item-{n * 10}",
+            "timestamp": time.time() - 3600 * (n + 1),
+        }
         for n in range(num_events)
     ]
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -231,7 +236,8 @@ def test_everything_has_a_name_for_a_screen_reader(page: Page) -> None:
     page.find("#why button[aria-label=Close]").click()
     for one in shown:
         name = one.accessible_name or page.driver.execute_script(
-            "const by = arguments[0].getAttribute('aria-labelledby'); return by && document.getElementById(by) ? by : ''", one
+            "return document.getElementById(arguments[0].getAttribute('aria-labelledby'))?.textContent ?? ''",
+            one,
         )
         assert name, one.get_attribute("outerHTML")
     assert page.find("html").get_attribute("lang") == "en"

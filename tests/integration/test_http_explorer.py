@@ -31,7 +31,9 @@ def test_no_file_names_another_host_or_makes_markup_of_text() -> None:
     for file in WEB.iterdir():
         text = file.read_text()
         assert not re.search(r"(https?:)?//[a-z0-9]", text.replace("// ", "")), file
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=\"", text), file
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=\"", text
+        ), file
 
 
 def test_every_element_that_the_script_looks_up_is_there() -> None:
