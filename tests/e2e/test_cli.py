@@ -20,12 +20,12 @@ from service.keys import ApiKey, digest, read_keys, write_keys
 
 COMMANDS = [
     "build", "prepare", "tokenize", "train", "reward", "align", "evaluate", "export", "simulate", "trials", "serve",
-    "demo", "loadtest", "results",
+    "collect", "doctor", "demo", "loadtest", "results",
 ]  # fmt: skip
-BENCHES = ["decode", "http", "live", "overload", "tokenize"]
+BENCHES = ["batching", "decode", "http", "live", "overload", "tokenize"]
 KEYS = ["list", "new", "revoke"]
-OPTIONS = {"live": ["--bundle", "."]}
-"""What a bench cannot do without: of the live catalog, a bundle to serve."""
+OPTIONS = {"batching": ["--bundle", "."], "live": ["--bundle", "."]}
+"""What a bench cannot do without: a bundle to serve."""
 
 
 def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
