@@ -228,7 +228,7 @@ def test_an_empty_folder_names_the_files_that_are_missing(format_name: str, tmp_
 
 def test_choices_that_the_data_cannot_serve(tmp_path: Path) -> None:
     write(tmp_path / "events.csv", "\n".join([HEADER, *GOOD]))
-    with pytest.raises(ValueError, match="format must be one of industrial, kuairand"):
+    with pytest.raises(ValueError, match="format must be one of collected, industrial, kuairand"):
         prepared(tmp_path, format="netflix")
     with pytest.raises(ValueError, match="gives no split here"):
         prepared(tmp_path, split="given")
