@@ -30,7 +30,7 @@ help:
 	@echo "make test    the whole suite, but for tests that need a GPU or system packages"
 	@echo "make lint    ruff and the import contracts; make types: mypy --strict"
 	@echo "make bench   every benchmark (RECORD=1 appends to results/)"
-	@echo "make chaos   everything that can break, broken for as long as it takes, an hour or so (RECORD=1 appends to results/)"
+	@echo "make chaos   everything that can break, broken in full (RECORD=1 appends to results/)"
 	@echo "make clean   remove .venv and caches; runs/ and results/ stay"
 
 demo: .venv/demo.stamp

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -48,7 +49,12 @@ def figures(request: pytest.FixtureRequest, in_full: bool) -> Iterator[Figures]:
         Row(workload=workload, system=system, value=float(value), unit=unit)
     )
     if rows and in_full:
-        result = new_result("chaos", rows, caveat="the tests' clients and Redis share the service's two cores")
+        result = new_result(
+            "chaos",
+            rows,
+            command=shlex.join(["pytest", *request.config.invocation_params.args]),
+            caveat="the tests' clients and Redis share the service's two cores",
+        )
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             result.print_to(Console())
         if request.config.getoption("--record"):

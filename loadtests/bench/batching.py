@@ -12,12 +12,10 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 import orjson
 import uvloop
@@ -26,6 +24,7 @@ from rich.console import Console
 from loadtests.bench.connection import post
 from loadtests.bench.errors import BenchError
 from loadtests.bench.generator import Answered, Generator
+from loadtests.bench.histories import store_histories
 from loadtests.bench.live_service import LiveService, live_service
 from loadtests.bench.result import BenchResult, Row, new_result
 from service.bundle import Manifest
@@ -87,7 +86,13 @@ def measure(bundle: Path, workload: BatchingWorkload, console: Console) -> Bench
             )
             for batch_size in (1, workload.batch_size)
         }
-        _seed(services[1], bare.item_ids, bare.manifest.history_length, workload)
+        store_histories(
+            services[1].url,
+            bare.item_ids,
+            num_users=workload.num_users,
+            num_events=bare.manifest.history_length,
+            rng=random.Random(workload.seed),
+        )
         times: dict[str, list[float]] = {}
         for number in range(workload.num_rounds + 1):  # the first warms up
             os.sched_setaffinity(0, {cores[0]})
@@ -174,26 +179,6 @@ def _settings(bundle: Path, redis_url: str, batch_size: int) -> dict[str, str]:
         "ONESLATE_LOG_LEVEL": "warning",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def _seed(service: LiveService, item_ids: Sequence[str], history_length: int, workload: BatchingWorkload) -> None:
-    """Stores full histories."""
-    rng = random.Random(workload.seed)
-    now_s = time.time()
-    with httpx.Client(base_url=service.url, timeout=30) as client:
-        for user in range(workload.num_users):
-            events = [
-                {
-                    "event_id": f"seed-{number}",
-                    "user_id": f"user-{user}",
-                    "item_id": rng.choice(item_ids),
-                    "timestamp": now_s - 60.0 * (history_length - number),
-                }
-                for number in range(history_length)
-            ]
-            answer = client.post("/v1/events", json={"events": events}).raise_for_status()
-            if {result["status"] for result in answer.json()["results"]} != {"stored"}:
-                raise BenchError(f"an event of the seed was not stored: {answer.text[:300]}")
 
 
 def _measure_services(

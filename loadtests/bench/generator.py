@@ -17,7 +17,6 @@ from loadtests.bench.errors import BenchError
 class Answered:
     """What came of a load."""
 
-    wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     """Open loop: how much later than intended the generator itself woke up."""

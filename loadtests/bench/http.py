@@ -27,6 +27,7 @@ from rich.console import Console
 from loadtests.bench.connection import post
 from loadtests.bench.errors import BenchError
 from loadtests.bench.generator import Answered, Generator
+from loadtests.bench.histories import store_histories
 from loadtests.bench.live_service import LiveService, live_service
 from loadtests.bench.result import BenchResult, Row, new_result
 from loadtests.bench.where import profiled_command, shares_of
@@ -74,6 +75,7 @@ class HttpWorkload:
 class Window(Answered):
     """One workload of one round."""
 
+    wall_s: float = 0.0
     service_cpu_s: float = 0.0
     redis_cpu_s: float = 0.0
     stage_s: dict[str, float] = field(default_factory=dict)
@@ -160,6 +162,7 @@ def _requests(workload: HttpWorkload, service: LiveService) -> list[bytes]:
 
 def _run(bench: "_Bench") -> list[dict[str, Window]]:
     try:
+        bench.seed()
         return uvloop.run(bench.rounds())
     except ExceptionGroup as group:  # of the connections, which as a rule all have the same trouble
         raise BenchError(str(group.exceptions[0])) from group
@@ -176,9 +179,19 @@ class _Bench:
         self._random = random.Random(workload.seed)
         self._generator = Generator(service.host, service.port, _requests(workload, service), self._random)
 
+    def seed(self) -> None:
+        """Stores every user's history."""
+        version = httpx.get(f"{self._service.url}/version", timeout=30).raise_for_status().json()
+        store_histories(
+            self._service.url,
+            [f"item-{number}" for number in range(version["num_items"])],
+            num_users=self._workload.num_users,
+            num_events=self._workload.history_events,
+            rng=self._random,
+        )
+
     async def rounds(self) -> list[dict[str, Window]]:
         """Every workload once a round; a first round, not counted, warms everything up."""
-        await self._seed()
         rounds = []
         for number in range(self._workload.num_rounds + 1):
             saturated = await self._measure(lambda window: self._closed_loop(window, self._workload.num_connections))
@@ -193,26 +206,6 @@ class _Bench:
             what = f"round {number} of {self._workload.num_rounds}" if number else "warm-up"
             self._console.print(f"{what}: {rate * 2:,.0f} requests/s")
         return rounds[1:]
-
-    async def _seed(self) -> None:
-        """Stores every user's history through the API."""
-        now_s = time.time()
-        async with httpx.AsyncClient(base_url=self._service.url, timeout=30) as client:
-            version = (await client.get("/version")).raise_for_status().json()
-            num_items = version["num_items"]
-            for user in range(self._workload.num_users):
-                events = [
-                    {
-                        "event_id": f"seed-{number}",
-                        "user_id": f"user-{user}",
-                        "item_id": f"item-{self._random.randrange(num_items)}",
-                        "timestamp": now_s - 60.0 * (self._workload.history_events - number),
-                    }
-                    for number in range(self._workload.history_events)
-                ]
-                answer = await client.post("/v1/events", json={"events": events})
-                if {result["status"] for result in answer.raise_for_status().json()["results"]} != {"stored"}:
-                    raise BenchError(f"an event of the seed was not stored: {answer.text[:300]}")
 
     async def _closed_loop(self, window: Window, num_connections: int) -> None:
         await self._generator.closed_loop(window, num_connections, self._workload.round_s)

@@ -1,5 +1,6 @@
 """`oneslate collect` as a user runs it: what people saw and did, joined, from a live service into Parquet."""
 
+import asyncio
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 from live_http import fake_settings, live_client
 
+from service.app import create_app
 from service.history.embedded import EmbeddedRedis
 from service.settings import EventLogSettings
 
@@ -108,14 +110,11 @@ def test_what_cannot_be_collected_is_one_clear_line(redis_url: str, tmp_path: Pa
 
 def test_a_log_without_redis_is_refused_at_the_start() -> None:
     settings = fake_settings(event_log=EventLogSettings(max_rows=10))
-    from service.app import create_app
 
     async def start() -> None:
         app = create_app(settings)
         async with app.router.lifespan_context(app):
             raise AssertionError
-
-    import asyncio
 
     with pytest.raises(ValueError, match="the event log needs a Redis"):
         asyncio.run(start())
