@@ -284,6 +284,8 @@ class VersionAnswer(AnswerModel):
     provider: str
     precision: str
     slate_size: int
+    beam_width: int = Field(description="Of a search that names none, while nothing queues up.")
+    max_beam_width: int = Field(description="That a request may name.")
     actions: list[str]
     filters: list[str] = Field(description="Names of filters.")
     durability: Literal["strong", "everysec", "none", "unknown"] = Field(

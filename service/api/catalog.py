@@ -8,17 +8,19 @@ from starlette.responses import Response
 from service.api.answers import CatalogAnswer, RollbackAnswer
 from service.api.auth import admit
 from service.api.body import read_json
-from service.api.openapi import json_body, problems
+from service.api.openapi import OF_BODIES, json_body, problems
 from service.api.replies import json_response
 from service.api.requests import RollbackBody
 from service.api.serving import serving_of
-from service.problems import UNKNOWN_VERSION, FieldError, Problem, ProblemError
+from service.problems import CATALOG_UNAVAILABLE, INVALID_REQUEST, UNKNOWN_VERSION, FieldError, Problem, ProblemError
 
 router = APIRouter(tags=["items"])
 _MAX_VERSIONS: Final = 1000
 
 
-@router.get("/v1/catalog", response_model=CatalogAnswer, responses=problems(422, 503, scope="items"))
+@router.get(
+    "/v1/catalog", response_model=CatalogAnswer, responses=problems(INVALID_REQUEST, CATALOG_UNAVAILABLE, scope="items")
+)
 async def read_catalog(
     request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_VERSIONS, description="Versions to list.")] = 20
 ) -> Response:
@@ -41,7 +43,7 @@ async def read_catalog(
             "catalog_version": snapshot.version,
             "bundle_version": model.live.base_version,
             "num_items": snapshot.num_items,
-            "num_shown": int(snapshot.shown_N.sum()),
+            "num_shown": snapshot.num_available,
             "versions": versions,
         }
     )
@@ -50,10 +52,10 @@ async def read_catalog(
 @router.post(
     "/v1/catalog/rollback",
     response_model=RollbackAnswer,
-    responses=problems(400, 409, 413, 415, 422, 503, scope="admin"),
+    responses=problems(*OF_BODIES, UNKNOWN_VERSION, CATALOG_UNAVAILABLE, scope="admin"),
     openapi_extra=json_body(RollbackBody),
 )
-async def roll_back(request: Request) -> Response:
+async def roll_back_catalog(request: Request) -> Response:
     """Makes every item what it was in an earlier version, on every replica; items that came since are removed.
 
     It is a change like any other: a new version, which can be gone back from in the same way. What it restores stays as

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from service.api.answers import EventsAnswer
 from service.api.auth import admit
 from service.api.body import invalid, read_json
-from service.api.openapi import json_body, problems
+from service.api.openapi import OF_BODIES, json_body, problems
 from service.api.replies import json_response
 from service.api.requests import EventBody, EventsBody
 from service.api.serving import Serving, serving_of
@@ -18,7 +18,15 @@ from service.domain import Event
 from service.errors import HistoryUnavailable
 from service.history import EventOutcome
 from service.models import Model
-from service.problems import REFUSED_EVENT, UNKNOWN_ACTION, UNKNOWN_ITEM, FieldError, Problem
+from service.problems import (
+    EVENT_LOG_FULL,
+    HISTORY_UNAVAILABLE,
+    REFUSED_EVENT,
+    UNKNOWN_ACTION,
+    UNKNOWN_ITEM,
+    FieldError,
+    Problem,
+)
 
 router = APIRouter(tags=["events"])
 
@@ -26,7 +34,7 @@ router = APIRouter(tags=["events"])
 @router.post(
     "/v1/events",
     response_model=EventsAnswer,
-    responses=problems(400, 413, 415, 422, 503, scope="events"),
+    responses=problems(*OF_BODIES, HISTORY_UNAVAILABLE, EVENT_LOG_FULL, scope="events"),
     openapi_extra=json_body(EventsBody),
 )
 async def add_events(request: Request) -> Response:

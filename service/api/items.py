@@ -8,14 +8,23 @@ from starlette.responses import Response
 from service.api.answers import CatalogItemAnswer, ItemResult, ItemsAnswer
 from service.api.auth import admit
 from service.api.body import invalid, read_json
-from service.api.openapi import json_body, problems
+from service.api.openapi import OF_BODIES, json_body, problems
 from service.api.paths import PathId
 from service.api.replies import json_response
 from service.api.requests import ItemBody, ItemChangeBody, ItemsBody
 from service.api.serving import serving_of
 from service.catalog import ItemChange
 from service.items import ItemOutcome
-from service.problems import NOT_FOUND, REFUSED_ITEM, UNKNOWN_ITEM, FieldError, Problem, ProblemError
+from service.problems import (
+    CATALOG_UNAVAILABLE,
+    INVALID_REQUEST,
+    NOT_FOUND,
+    REFUSED_ITEM,
+    UNKNOWN_ITEM,
+    FieldError,
+    Problem,
+    ProblemError,
+)
 
 router = APIRouter(tags=["items"])
 _ROUTE: Final = "/v1/items/{item_id:item_text}"
@@ -24,7 +33,7 @@ _ROUTE: Final = "/v1/items/{item_id:item_text}"
 @router.post(
     "/v1/items",
     response_model=ItemsAnswer,
-    responses=problems(400, 413, 415, 422, 503, scope="items"),
+    responses=problems(*OF_BODIES, CATALOG_UNAVAILABLE, scope="items"),
     openapi_extra=json_body(ItemsBody),
 )
 async def change_items(request: Request) -> Response:
@@ -44,7 +53,11 @@ async def change_items(request: Request) -> Response:
     return json_response({"results": results})
 
 
-@router.get(_ROUTE, response_model=CatalogItemAnswer, responses=problems(404, 422, 503, scope="recommend"))
+@router.get(
+    _ROUTE,
+    response_model=CatalogItemAnswer,
+    responses=problems(NOT_FOUND, INVALID_REQUEST, CATALOG_UNAVAILABLE, scope="recommend"),
+)
 async def read_item(item_id: PathId, request: Request) -> Response:
     """The item as slates see it now; what was changed through this replica is seen at once."""
     admit(request, "recommend")
@@ -74,7 +87,7 @@ async def read_item(item_id: PathId, request: Request) -> Response:
 @router.put(
     _ROUTE,
     response_model=ItemResult,
-    responses=problems(400, 409, 413, 415, 422, 503, scope="items"),
+    responses=problems(*OF_BODIES, REFUSED_ITEM, CATALOG_UNAVAILABLE, scope="items"),
     openapi_extra=json_body(ItemBody),
 )
 async def put_item(item_id: PathId, request: Request) -> Response:
@@ -103,7 +116,7 @@ async def put_item(item_id: PathId, request: Request) -> Response:
     return json_response(result)
 
 
-@router.delete(_ROUTE, status_code=204, responses=problems(422, 503, scope="items"))
+@router.delete(_ROUTE, status_code=204, responses=problems(INVALID_REQUEST, CATALOG_UNAVAILABLE, scope="items"))
 async def remove_item(item_id: PathId, request: Request) -> Response:
     """Takes the item out: it is never recommended again unless it is put back. Also when there is none.
 

@@ -11,20 +11,29 @@ from service.api.answers import ModelsAnswer
 from service.api.auth import admit
 from service.api.body import invalid, read_json
 from service.api.fields import ID_PATTERN
-from service.api.openapi import json_body, problems
+from service.api.openapi import OF_BODIES, json_body, problems
 from service.api.replies import json_response
 from service.api.requests import ActivateBody, LeaveBody
 from service.api.serving import Serving, serving_of
 from service.errors import BundleError, CatalogError, CatalogUnavailable, RunnerError
 from service.models import ModelState, Registered
-from service.problems import REFUSED_MODEL, Problem, ProblemError
+from service.problems import (
+    MODELS_UNAVAILABLE,
+    NO_EARLIER_MODEL,
+    REFUSED_MODEL,
+    UNKNOWN_MODEL,
+    Problem,
+    ProblemError,
+)
 
 _log = logging.getLogger(__name__)
 router = APIRouter(tags=["models"])
 Version = Annotated[str, Path(min_length=1, max_length=100, pattern=ID_PATTERN)]
 
 
-@router.get("/v1/models", response_model=ModelsAnswer, responses=problems(409, 503, scope="admin"))
+@router.get(
+    "/v1/models", response_model=ModelsAnswer, responses=problems(REFUSED_MODEL, MODELS_UNAVAILABLE, scope="admin")
+)
 async def read_models(request: Request) -> Response:
     """The models in service, those before, and those that may be activated."""
     admit(request, "admin")
@@ -35,10 +44,10 @@ async def read_models(request: Request) -> Response:
 @router.post(
     "/v1/models/{version}/activate",
     response_model=ModelsAnswer,
-    responses=problems(400, 404, 409, 413, 415, 422, 503, scope="admin"),
+    responses=problems(*OF_BODIES, UNKNOWN_MODEL, REFUSED_MODEL, MODELS_UNAVAILABLE, scope="admin"),
     openapi_extra=json_body(ActivateBody),
 )
-async def activate(version: Version, request: Request) -> Response:
+async def activate_model(version: Version, request: Request) -> Response:
     """Puts a registered model into service: for all users, or as a canary for a share of them.
 
     It is checked in a process of its own and loaded beside the one in service, which stays if anything is wrong.
@@ -62,10 +71,10 @@ async def activate(version: Version, request: Request) -> Response:
 @router.post(
     "/v1/models/rollback",
     response_model=ModelsAnswer,
-    responses=problems(400, 404, 409, 413, 415, 422, 503, scope="admin"),
+    responses=problems(*OF_BODIES, UNKNOWN_MODEL, REFUSED_MODEL, NO_EARLIER_MODEL, MODELS_UNAVAILABLE, scope="admin"),
     openapi_extra=json_body(LeaveBody),
 )
-async def roll_back(request: Request) -> Response:
+async def roll_back_model(request: Request) -> Response:
     """Ends a canary, or else goes back to the model before. Name the model to leave, and asking again does no harm."""
     caller = admit(request, "admin")
     serving = serving_of(request)

@@ -11,23 +11,29 @@ from service.api.openapi import problems
 from service.api.replies import json_response
 from service.api.serving import Serving, serving_of
 from service.errors import HistoryUnavailable
+from service.problems import NOT_READY
 from service.version import package_version
 
 router = APIRouter(tags=["operations"])
 
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ReadyAnswer, "description": "Not ready"}}
 _METRICS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
 }
 
 
-@router.get("/livez", response_model=LiveAnswer)
+def _not_ready() -> dict[int | str, dict[str, Any]]:
+    """503 says why in the same form as 200, unless the connection is one too many."""
+    described = problems()[503]
+    return {503: {**described, "model": ReadyAnswer, "description": f"Not ready; {described['description']}"}}
+
+
+@router.get("/livez", response_model=LiveAnswer, responses=problems())
 async def live() -> Response:
     """The process answers."""
     return json_response({"status": "ok"})
 
 
-@router.get("/readyz", response_model=ReadyAnswer, responses=_NOT_READY)
+@router.get("/readyz", response_model=ReadyAnswer, responses=problems() | _not_ready())
 async def ready(request: Request) -> Response:
     """Whether requests should come here, with reasons by name."""
     serving: Serving | None = request.app.state.serving
@@ -48,14 +54,14 @@ async def ready(request: Request) -> Response:
     return json_response(answer, 503 if reasons else 200)
 
 
-@router.get("/metrics", response_class=Response, responses=_METRICS)
+@router.get("/metrics", response_class=Response, responses=problems() | _METRICS)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     return Response(request.app.state.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-@router.get("/version", response_model=VersionAnswer, responses=problems(503))
-async def what_runs(request: Request) -> Response:
+@router.get("/version", response_model=VersionAnswer, responses=problems(NOT_READY))
+async def version(request: Request) -> Response:
     """The service, the model, the catalog, and what an acknowledgement is worth."""
     serving = serving_of(request)
     model = serving.model
@@ -74,6 +80,8 @@ async def what_runs(request: Request) -> Response:
             "provider": model.runner.provider,
             "precision": model.runner.precision,
             "slate_size": manifest.slate_size,
+            "beam_width": manifest.beam_width,
+            "max_beam_width": serving.settings.limits.widest_beam(manifest),
             "actions": list(manifest.action_numbers),
             "filters": sorted(serving.filters),
             "durability": durability,

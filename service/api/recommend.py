@@ -14,7 +14,7 @@ from service.api.answers import BatchAnswer, RecommendAnswer
 from service.api.auth import Caller, admit
 from service.api.body import invalid, read_json, read_part
 from service.api.disconnects import ClientGone, while_connected
-from service.api.openapi import json_body, problems
+from service.api.openapi import OF_BODIES, json_body, problems
 from service.api.replies import json_response, note
 from service.api.requests import BatchBody, FilterBody, RecommendBody
 from service.api.serving import Serving, serving_of
@@ -22,8 +22,9 @@ from service.bundle import Manifest
 from service.catalog import TagFilter
 from service.domain import SlateItem
 from service.models import Model
-from service.problems import problem_of
-from service.recommend import Recommendation, RecommendQuery
+from service.problems import OVERLOADED, problem_of
+from service.query import RecommendQuery
+from service.recommend import Recommendation
 
 router = APIRouter(tags=["recommend"])
 
@@ -31,7 +32,7 @@ router = APIRouter(tags=["recommend"])
 @router.post(
     "/v1/recommend",
     response_model=RecommendAnswer,
-    responses=problems(400, 413, 415, 422, 429, 503, scope="recommend"),
+    responses=problems(*OF_BODIES, OVERLOADED, scope="recommend"),
     openapi_extra=json_body(RecommendBody),
 )
 async def recommend(request: Request) -> Response:
@@ -52,7 +53,7 @@ async def recommend(request: Request) -> Response:
 @router.post(
     "/v1/recommend/batch",
     response_model=BatchAnswer,
-    responses=problems(400, 413, 415, 422, 429, 503, scope="recommend"),
+    responses=problems(*OF_BODIES, OVERLOADED, scope="recommend"),
     openapi_extra=json_body(BatchBody),
 )
 async def recommend_batch(request: Request) -> Response:
@@ -118,6 +119,9 @@ def to_query(body: RecommendBody, model: Model, serving: Serving, caller: Caller
         raise invalid("/slate_size", f"this model's slates have at most {manifest.slate_size} items")
     if body.num_slates > manifest.beam_width:
         raise invalid("/num_slates", f"this model writes {manifest.beam_width} slates at a time")
+    widest = limits.widest_beam(manifest)
+    if body.beam_width is not None and body.beam_width > widest:
+        raise invalid("/beam_width", f"at most {widest} beams")
     _check_graphs(body, manifest)
     if body.continue_from is not None and not serving.settings.history.shown_ttl_s:
         raise invalid("/continue_from", "this service does not keep what was shown")
@@ -138,6 +142,7 @@ def to_query(body: RecommendBody, model: Model, serving: Serving, caller: Caller
         user_id=body.user_id,
         slate_size=body.slate_size,
         num_slates=body.num_slates,
+        beam_width=None if body.beam_width is None else max(body.beam_width, body.num_slates),
         history=history,
         exclude=body.exclude,
         exclude_seen=body.exclude_seen,

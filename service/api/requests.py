@@ -17,7 +17,7 @@ from service.api.fields import (
     Value,
 )
 from service.catalog import TagFilter
-from service.recommend import PastEvent
+from service.query import PastEvent
 
 ItemText = Annotated[str, Field(max_length=20_000)]
 MAX_TAGS: Final = 1000
@@ -84,6 +84,11 @@ class RecommendBody(StrictModel):
     slate_size: Count = Field(description="Items asked for, at most the model's slate size.")
     num_slates: Count = Field(
         default=1, description="Whole slates asked for, the others as `alternatives`; at most the model's beam width."
+    )
+    beam_width: Count | None = Field(
+        default=None,
+        description="Beams of the search, whatever the load, and no fewer than slates: more of them find better slates "
+        "and take longer. Left out: the model's own, fewer while requests queue up.",
     )
     history: tuple[HistoryEvent, ...] | None = Field(
         default=None, description="In any order; replaces the stored history and counts as seen."

@@ -12,7 +12,7 @@ from service.api.paths import PathId
 from service.api.replies import json_response
 from service.api.serving import serving_of
 from service.inference.similar import similar_rows
-from service.problems import NOT_FOUND, Problem, ProblemError
+from service.problems import INVALID_REQUEST, NOT_FOUND, Problem, ProblemError
 
 router = APIRouter(tags=["items"])
 _MOST: Final = 100
@@ -21,9 +21,11 @@ _MOST: Final = 100
 @router.get(
     "/v1/items/{item_id:any_text}/similar",
     response_model=SimilarAnswer,
-    responses=problems(404, 422, 503, scope="recommend"),
+    responses=problems(NOT_FOUND, INVALID_REQUEST, scope="recommend"),
 )
-async def read_similar(item_id: PathId, request: Request, k: Annotated[int, Query(ge=1, le=_MOST)] = 10) -> Response:
+async def similar_items(
+    item_id: PathId, request: Request, k: Annotated[int, Query(ge=1, le=_MOST, description="Items to name.")] = 10
+) -> Response:
     """The items nearest to this one: those that share the longest beginning of its semantic ID, nearest vector first.
 
     Only items that may be recommended are named.

@@ -14,12 +14,15 @@ from service.api.paths import PathId
 from service.api.replies import json_response
 from service.api.serving import Serving, serving_of
 from service.errors import HistoryUnavailable
+from service.problems import HISTORY_UNAVAILABLE, INVALID_REQUEST
 
 router = APIRouter(tags=["users"])
 _ROUTE = "/v1/users/{user_id:any_text}/history"
 
 
-@router.get(_ROUTE, response_model=HistoryAnswer, responses=problems(422, 503, scope="events"))
+@router.get(
+    _ROUTE, response_model=HistoryAnswer, responses=problems(INVALID_REQUEST, HISTORY_UNAVAILABLE, scope="events")
+)
 async def read_history(user_id: PathId, request: Request) -> Response:
     """The stored history, newest last; an unknown user's is empty."""
     caller, serving = admit(request, "events"), serving_of(request)
@@ -38,7 +41,7 @@ async def read_history(user_id: PathId, request: Request) -> Response:
     return json_response({"user_id": user_id, "events": events, "num_seen": num_seen})
 
 
-@router.delete(_ROUTE, status_code=204, responses=problems(422, 503, scope="events"))
+@router.delete(_ROUTE, status_code=204, responses=problems(INVALID_REQUEST, HISTORY_UNAVAILABLE, scope="events"))
 async def forget_history(user_id: PathId, request: Request) -> Response:
     """Forgets the user's history, seen items and event ids; also when there is nothing."""
     caller, serving = admit(request, "events"), serving_of(request)
@@ -53,8 +56,12 @@ async def forget_history(user_id: PathId, request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/v1/users", response_model=UsersAnswer, responses=problems(422, 503, scope="admin"))
-async def some_users(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
+@router.get(
+    "/v1/users", response_model=UsersAnswer, responses=problems(INVALID_REQUEST, HISTORY_UNAVAILABLE, scope="admin")
+)
+async def some_users(
+    request: Request, limit: Annotated[int, Query(ge=1, le=100, description="Users to name.")] = 20
+) -> Response:
     """A few users who have a history, at random: to look around with, not to list them."""
     caller, serving = admit(request, "admin"), serving_of(request)
     if caller.user_id is not None:
