@@ -13,9 +13,11 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 
 from service.api import catalog, events, explorer, items, models, operations, recommend, similar, users
 from service.api.context import RequestContext
+from service.api.examples import DESCRIPTION, TAGS
 from service.api.openapi import describe
 from service.api.protocol import guarded_protocol
 from service.api.replies import add_handlers
@@ -24,6 +26,7 @@ from service.background import running
 from service.bundle.reader import read_manifest
 from service.catalog import CatalogLog
 from service.errors import KeyFileError
+from service.files import allow_files
 from service.history import CopyLimits, GuardedHistoryStore, HistoryStore, ShownRecorder
 from service.inference.runner import Runner
 from service.keys import KeyRing
@@ -33,6 +36,8 @@ from service.models import Models
 from service.models.check import check_aside
 from service.models.opened import Surroundings, open_registry, open_states, opened_model
 from service.opening import open_history, redis_url
+from service.problems import PROBLEM_TYPES
+from service.recommend import OUTCOMES
 from service.settings import Settings
 from service.version import package_version
 
@@ -60,6 +65,8 @@ def create_app(
     clear line, when something named cannot be used. A Redis that does not answer is none of these: slates do without.
     """
     metrics = Metrics()
+    metrics.default_deadline.set(settings.deadline_ms / 1000)
+    metrics.expect(OUTCOMES, (problem.code for problem in PROBLEM_TYPES))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +78,10 @@ def create_app(
 
     app = FastAPI(
         title="OneSlate",
-        description="What should this user see next, as a whole slate?",
+        description=DESCRIPTION,
+        openapi_tags=list(TAGS),
+        license_info={"name": "Apache 2.0", "identifier": "Apache-2.0"},
+        generate_unique_id_function=lambda route: route.name,
         version=package_version(),
         lifespan=lifespan,
         redoc_url=None,
@@ -95,6 +105,9 @@ def create_app(
     # An item id may hold slashes: what is below an item's own path comes before it.
     for module in (recommend, events, users, similar, items, catalog, models, operations, explorer):
         app.include_router(module.router)
+    # FastAPI makes them when the first request comes, which would wait for it, as would all others meanwhile.
+    for _ in iter_route_contexts(app.routes):
+        pass
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
@@ -110,6 +123,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         OneSlateError, ValueError: something that the settings name cannot be used; one clear line.
     """
     configure_logging(settings.log_level, settings.log_format)
+    allow_files(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app, http=guarded_protocol(settings.limits, app.state.metrics), ws="none", loop="uvloop", lifespan="off",
@@ -232,9 +246,11 @@ async def _serving(
             filters={name: named.tag_filter() for name, named in settings.filters.items()},
         )
         metrics.watch(
-            lambda: sum(model.batcher.queue_depth for model in in_service.loaded()),
-            lambda: guarded.is_asked,
-            lambda: not serving.not_ready_reasons(),
+            queue_depth=lambda: sum(model.batcher.queue_depth for model in in_service.loaded()),
+            history_asked=lambda: guarded.is_asked,
+            ready=lambda: not serving.not_ready_reasons(),
+            shown_lately=lambda: in_service.active.health.num_shown_lately,
+            available=lambda: in_service.active.catalog().num_available,
         )
         async with running(serving.lag.measure(), "loop lag"), running(guarded.follow_forgotten(), "forgotten users"):
             yield serving
@@ -255,6 +271,5 @@ async def _refreshed(keys: KeyRing, metrics: Metrics) -> AsyncIterator[None]:
                 _log.exception("the file of API keys is not looked at now")
             metrics.key_file_current.set(keys.is_current)
 
-    metrics.key_file_current.set(1)
     async with running(refresh(), "API keys"):
         yield

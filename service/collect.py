@@ -27,6 +27,7 @@ def collect(
     *,
     once: bool = False,
     metrics_port: int = 0,
+    metrics_host: str = "127.0.0.1",
     take_over: bool = False,
 ) -> int:
     """Drains the event log into a folder until SIGINT or SIGTERM, or `once`; how many rows it was, of `once`.
@@ -36,13 +37,15 @@ def collect(
         folder: See `service.eventlog.dataset`.
         limits: Of the collector.
         once: Drain what waits, then end.
-        metrics_port: Of the collector's metrics, on loopback; 0: none.
+        metrics_port: Of the collector's metrics; 0: none.
+        metrics_host: The address where they are served.
         take_over: Take the streams from whoever drained them until now.
 
     Raises:
         EventLogDamaged: the folder cannot be used, or an entry of the log is no row.
         EventLogOwned: another folder's collector drains them.
         HistoryUnavailable: Redis does not answer; without `once` it is asked again.
+        OSError: metrics cannot be served there.
         ValueError: the settings do not name a Redis.
     """
     configure_logging(settings.log_level, settings.log_format)
@@ -50,7 +53,7 @@ def collect(
         dataset = stack.enter_context(LogDataset.opened(folder))
         metrics = CollectorMetrics()
         if metrics_port:
-            server, thread = start_http_server(metrics_port, "127.0.0.1", metrics.registry)
+            server, thread = start_http_server(metrics_port, metrics_host, metrics.registry)
             stack.callback(thread.join)
             stack.callback(server.shutdown)
         return asyncio.run(_collect(settings, dataset, metrics, limits, once=once, take_over=take_over))

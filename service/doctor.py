@@ -5,7 +5,6 @@ It asks; it changes nothing, but that an embedded Redis which does not run is le
 
 import asyncio
 import platform
-import resource
 import socket
 import statistics
 import sys
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any, Final, Literal
 
 from service.errors import HistoryUnavailable, KeyFileError, OneSlateError
+from service.files import allowed_files, needed_files
 from service.keys import read_keys
 from service.models.check import check_aside
 from service.settings import Settings
@@ -27,8 +27,6 @@ _NUM_PINGS: Final = 50
 _OLDEST_REDIS: Final = (6, 2)
 _MOST_PING_MS: Final = 5.0
 _MOST_SKEW_S: Final = 1.0
-_SPARE_FILES: Final = 256
-"""Descriptors that the process needs beside connections of clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +155,10 @@ def _port(settings: Settings) -> Finding:
 
 
 def _open_files(settings: Settings) -> Finding:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    needed = settings.limits.connections + settings.history.max_connections + _SPARE_FILES
-    seen = f"at most {limit} open files; {needed} may be needed"
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        return Finding("open files", "warning", seen, f"ulimit -n {needed}, or fewer ONESLATE_LIMITS__CONNECTIONS")
+    allowed, needed = allowed_files(settings), needed_files(settings)
+    seen = f"at most {allowed} open files; {needed} may be needed"
+    if allowed < needed:
+        return Finding("open files", "warning", seen, f"ulimit -Hn {needed}, or fewer ONESLATE_LIMITS__CONNECTIONS")
     return Finding("open files", "ok", seen)
 
 

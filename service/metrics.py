@@ -1,10 +1,20 @@
 """Every Prometheus metric, one list. Base units; never a user or an item id as a label."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
-STAGES = ("history", "features", "queue", "inference", "total")
+from service.bundle import Manifest
+
+STAGES: Final = ("history", "features", "queue", "inference", "total")
+HISTORY_OPERATIONS: Final = ("read", "append", "delete", "remember", "some_users", "ping", "durability")
+CATALOG_OPERATIONS: Final = ("follow", "adopt")
+EVENT_OUTCOMES: Final = ("stored", "duplicate", "refused")
+ITEM_OUTCOMES: Final = ("added", "changed", "removed", "refused", "rolled_back")
+POPULARITIES: Final = ("cold", "other", "popular")
+"""Of items, by their training events: none; some; as many as the catalog's most popular tenth."""
+DIRECTIONS: Final = ("above", "below")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -41,6 +51,7 @@ class Metrics:
         self.key_file_current = Gauge(
             "oneslate_key_file_current", "0 while the file of API keys cannot be used as it is.", registry=registry
         )
+        self.key_file_current.set(1)  # where there is none, nothing is wrong with it
         self.history_errors = Counter(
             "oneslate_history_errors", "Operations that the history store did not answer.", ["operation"],
             registry=registry,
@@ -83,6 +94,9 @@ class Metrics:
             "oneslate_catalog_followed_timestamp_seconds", "When the catalog's log was last read to its end.",
             registry=registry,
         )  # fmt: skip
+        self.default_deadline = Gauge(
+            "oneslate_default_deadline_seconds", "Of requests that bring none.", registry=registry
+        )
         self.ready = Gauge("oneslate_ready", "1 when ready for traffic.", registry=registry)
         self.build = Gauge(
             "oneslate_build_info", "What runs; always 1.", ["version", "model_version", "provider"], registry=registry
@@ -90,22 +104,82 @@ class Metrics:
         self.model_errors = Counter(
             "oneslate_model_errors", "Models that could not be checked, loaded or looked up.", registry=registry
         )
+        self.items_shown = Counter(
+            "oneslate_items_shown", "Items in the model's slates, by their training events.", ["popularity"],
+            registry=registry,
+        )  # fmt: skip
+        self.shown_lately = Gauge(
+            "oneslate_catalog_shown_items", "Distinct items in the active model's slates of the last hour.",
+            registry=registry,
+        )  # fmt: skip
+        self.available = Gauge(
+            "oneslate_catalog_available_items", "Items of the snapshot in service that may be shown.", registry=registry
+        )
+        self.beam_entropy = Summary(
+            "oneslate_slate_beam_entropy_nats", "Of the probabilities of the slates that the search kept.",
+            registry=registry,
+        )  # fmt: skip
+        self.slates_compared = Counter(
+            "oneslate_slates_compared", "Slates whose score per item was compared with the reference's.",
+            registry=registry,
+        )  # fmt: skip
+        # A sum that may fall would look like a counter that begins anew: each direction has its own.
+        self.score_shift = Counter(
+            "oneslate_slate_score_shift_deviations",
+            "Sum over these of the distance from the reference's mean, in the reference's deviations.", ["direction"],
+            registry=registry,
+        )  # fmt: skip
+        self.reference_shown = Gauge(
+            "oneslate_reference_shown_ratio", "Share of items in the reference's slates, by their training events.",
+            ["popularity"], registry=registry,
+        )  # fmt: skip
+        for counter, values in (
+            (self.history_errors, HISTORY_OPERATIONS), (self.catalog_errors, CATALOG_OPERATIONS),
+            (self.events, EVENT_OUTCOMES), (self.item_changes, ITEM_OUTCOMES),
+            (self.items_shown, POPULARITIES), (self.score_shift, DIRECTIONS),
+        ):  # fmt: skip
+            for value in values:
+                counter.labels(value)
         self._stages = [self.stage_seconds.labels(stage) for stage in STAGES]
+
+    def expect(self, slates: Iterable[tuple[str, str]], problems: Iterable[str]) -> None:
+        """Shows counters from 0 on that else appear with the first trouble, of which no rate could be seen then.
+
+        `slates`: sources and reasons; `problems`: types.
+        """
+        for source, reason in slates:
+            self.slates.labels(source, reason)
+        for code in problems:
+            self.errors.labels(code)
 
     def observe_stages(self, seconds: tuple[float, float, float, float, float]) -> None:
         """One slate's seconds, in the order of STAGES."""
         for stage, value in zip(self._stages, seconds, strict=True):
             stage.observe(value)
 
-    def model_active(self, package: str, model_version: str, provider: str) -> None:
-        """What runs from now on."""
+    def model_active(self, package: str, manifest: Manifest, provider: str) -> None:
+        """What runs from now on, and what its slates looked like at export, as far as its bundle says."""
         self.build.clear()
-        self.build.labels(package, model_version, provider).set(1)
+        self.build.labels(package, manifest.model_version, provider).set(1)
+        self.reference_shown.clear()
+        statistics = manifest.slate_statistics
+        if "cold_share" in statistics and "popular_share" in statistics:
+            cold, popular = statistics["cold_share"], statistics["popular_share"]
+            for name, share in zip(POPULARITIES, (cold, 1 - cold - popular, popular), strict=True):
+                self.reference_shown.labels(name).set(share)
 
     def watch(
-        self, queue_depth: Callable[[], int], history_asked: Callable[[], bool], ready: Callable[[], bool]
+        self,
+        *,
+        queue_depth: Callable[[], int],
+        history_asked: Callable[[], bool],
+        ready: Callable[[], bool],
+        shown_lately: Callable[[], int],
+        available: Callable[[], int],
     ) -> None:
         """Reads these when scraped."""
+        self.shown_lately.set_function(shown_lately)
+        self.available.set_function(available)
         self.queue_depth.set_function(queue_depth)
         self.history_asked.set_function(lambda: float(history_asked()))
         self.ready.set_function(lambda: float(ready()))

@@ -95,10 +95,17 @@ def _load_engine(settings: Settings, bundle: Bundle, engine: Engine, precision: 
     return runner
 
 
-def warm_up(settings: Settings, runner: Runner, snapshot: CatalogSnapshot) -> Pace:
+def warm_up(settings: Settings, runner: Runner, snapshot: CatalogSnapshot, *, beside_another: bool = False) -> Pace:
     """Loads graphs and runs the smallest and the largest shapes, so that no request pays for first allocations.
 
-    Returns how long those runs took, the second time.
+    Args:
+        settings: Of the service.
+        runner: Of the model.
+        snapshot: Of its catalog.
+        beside_another: Another model answers requests meanwhile: after each run it has the cores for as long.
+
+    Returns:
+        How long those runs took, the second time.
     """
     manifest, max_batch_size = runner.manifest, settings.batch.max_size
     pace = Pace(max_batch_size)
@@ -120,6 +127,8 @@ def warm_up(settings: Settings, runner: Runner, snapshot: CatalogSnapshot) -> Pa
                 started_s = time.monotonic()
                 runner.run(batch)
                 took_s = time.monotonic() - started_s
+                if beside_another:
+                    time.sleep(took_s)
             pace.learn(purpose, batch_size, beam_width, took_s)
     return pace
 

@@ -9,17 +9,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from service.bundle import Manifest
-from service.catalog import CatalogSnapshot, TagFilter
-from service.domain import Impression, RankedSlate, Slate, SlateItem, item_key
+from service.catalog import CatalogSnapshot
+from service.domain import Impression, RankedSlate, Slate, SlateItem
 from service.domain.explanation import ExplainedItem
 from service.errors import DeadlineExceeded, HistoryUnavailable, Overloaded, RunnerError
+from service.health import SlateHealth
 from service.history import GuardedHistoryStore, ShownRecorder, UserHistory, shown_until
 from service.inference.batch_run import Answer
 from service.inference.batcher import Batcher
@@ -28,6 +29,7 @@ from service.inference.explain import explanation_of
 from service.inference.features import RequestInputs
 from service.inference.popular import PopularRanking
 from service.metrics import Metrics
+from service.query import QueryReader, RecommendQuery, item_keys
 from service.randomness import random_hex
 
 _log = logging.getLogger(__name__)
@@ -47,51 +49,14 @@ REASONS: Final = (
 """The most severe first; an answer gives the first that holds."""
 _DEGRADED: Final = frozenset({MODEL_UNAVAILABLE, DEADLINE, HISTORY_UNAVAILABLE, STALE_HISTORY, UNKNOWN_CONTINUATION})
 
+_NO_REASON: Final = "none"
+OUTCOMES: Final = tuple(
+    ("popular" if reason in {MODEL_UNAVAILABLE, DEADLINE} else "model", reason) for reason in (_NO_REASON, *REASONS)
+)
+"""Source and reason of every answer that there can be."""
+
 _ANSWER_RESERVE_S: Final = 0.002
 """Kept back from the deadline for the popular slate and its way out."""
-_NO_KEYS: Final = np.zeros(0, dtype=np.uint64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PastEvent:
-    """One event of a history that comes with the request."""
-
-    item_id: str
-    action: str
-    timestamp_ms: int
-    value: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendQuery:
-    """What is asked; names and sizes are already checked against the manifest."""
-
-    user_id: str
-    slate_size: int
-    num_slates: int = 1
-    """Whole slates asked for, the answered one included."""
-    history: Sequence[PastEvent] | None = None
-    """In any order; replaces the stored one."""
-    exclude: Sequence[str] = ()
-    exclude_seen: bool = True
-    seen_actions: frozenset[str] | None = None
-    """Only events of these actions count as seen; None: all."""
-    tag_filter: TagFilter | None = None
-    max_per_group: int = 0
-    """Most items of one group; 0: any number."""
-    diversity: float = 0.0
-    """As `Batch.diversities_B`."""
-    temperature: float | None = None
-    """Of a sampled slate, for which the bundle has the graph; None: the best."""
-    seed: int = 0
-    """Of a sampled slate; below 2^32."""
-    continue_from: str | None = None
-    """The slate that this one shall be the next after: what it and those before it showed is left out."""
-    explain: bool = False
-    """Whether to say why the slate came out as it did; the bundle has the graph for it."""
-    deadline_ms: float
-    tenant: str = ""
-    """Whose request it is: tenants take turns in the queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,15 +102,17 @@ class Recommender:
         catalog: Callable[[], CatalogSnapshot],
         metrics: Metrics,
         shown: ShownRecorder | None = None,
+        health: SlateHealth | None = None,
     ) -> None:
-        """`shown`: told of every slate that is answered; None: nothing is kept of them."""
+        """`shown`: told of every slate that is answered, and `health` of the model's; None: nothing is kept of them."""
         self._store = store
         self._shown = shown
+        self._health = health
         self._batcher = batcher
         self._manifest = manifest
         self._metrics = metrics
         self._popular = PopularRanking(catalog)
-        self._stored_actions: tuple[tuple[str, ...], npt.NDArray[np.int32]] = ((), np.zeros(0, dtype=np.int32))
+        self._reader = QueryReader(manifest)
 
     async def recommend(self, query: RecommendQuery, started_s: float) -> Recommendation:
         """The slate for a query; late or broken parts make it lesser, never an error.
@@ -189,7 +156,22 @@ class Recommender:
             degraded=not _DEGRADED.isdisjoint(course.reasons),
             reason=next((reason for reason in REASONS if reason in course.reasons), None),
         )
+        if self._health is not None and answer is not None:
+            self._health.observe(slates[0], answer.beams, snapshot, is_typical=self._is_typical(query, slate))
         return self._finish(query, slate, answer, course)
+
+    def _is_typical(self, query: RecommendQuery, slate: Slate) -> bool:
+        """Whether the slate was made as the bundle's reference slates were: see `SlateHealth.observe`."""
+        return (
+            slate.reason is None
+            and slate.beam_width == self._manifest.beam_width
+            and query.temperature is None
+            and query.tag_filter is None
+            and query.continue_from is None
+            and not query.max_per_group
+            and not query.diversity
+            and not query.exclude
+        )
 
     async def _decode(self, inputs: RequestInputs, course: _Course, tenant: str) -> Answer | None:
         """What the model writes; None, and a note in `course`, where it does not."""
@@ -211,8 +193,8 @@ class Recommender:
         if not slates:
             course.reasons.add(NOT_EXPLAINED)
             return None
-        keys_K = _keys([item.item_id for item in slates[0].items])
-        request = replace(inputs, purpose="explain", forced_keys_K=keys_K)
+        keys_K = item_keys([item.item_id for item in slates[0].items])
+        request = replace(inputs, purpose="explain", beam_width=None, forced_keys_K=keys_K)
         try:
             answer = await self._batcher.submit(request, course.deadline_s, tenant)
         except (DeadlineExceeded, RunnerError, Overloaded):
@@ -241,7 +223,7 @@ class Recommender:
             (0.0, 0.0, 0.0) if answer is None else (answer.features_s, answer.queue_s, answer.inference_s)
         )
         self._metrics.observe_stages((course.history_s, features_s, queue_s, inference_s, total_s))
-        self._metrics.slates.labels(slate.source, slate.reason or "none").inc()
+        self._metrics.slates.labels(slate.source, slate.reason or _NO_REASON).inc()
         timings = Timings(
             history_s=course.history_s,
             features_s=features_s,
@@ -256,10 +238,7 @@ class Recommender:
         stored = None
         if query.history is None or query.continue_from is not None:
             stored = await self._read(query, course)
-        if query.history is not None:
-            inputs = self._from_request(query, query.history, course)
-        else:
-            inputs = self._from_store(query, stored, course)
+        inputs = self._reader.inputs(query, stored, course.now_ms)
         if query.continue_from is not None:
             shown_S = None if stored is None else shown_until(stored.shown, query.continue_from)
             if shown_S is None:
@@ -268,12 +247,14 @@ class Recommender:
                 inputs = replace(inputs, excluded_keys_S=np.concatenate([inputs.excluded_keys_S, shown_S]))
         if not len(inputs.item_keys_E) and HISTORY_UNAVAILABLE not in course.reasons:
             course.reasons.add(COLD_START)
-        if query.temperature is not None:
-            inputs = replace(inputs, purpose="sampler", temperature=query.temperature, seed=query.seed)
         return inputs
 
     async def _read(self, query: RecommendQuery, course: _Course) -> UserHistory | None:
         began_s = time.monotonic()
+        if query.continue_from is not None and self._shown is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout((course.deadline_s - began_s) / 4):
+                    await self._shown.written(query.user_id)
         try:
             stored = await self._store.read_or_copy(
                 query.user_id,
@@ -294,64 +275,6 @@ class Recommender:
             course.reasons.add(STALE_HISTORY)
         return stored
 
-    def _from_store(self, query: RecommendQuery, stored: UserHistory | None, course: _Course) -> RequestInputs:
-        excluded = [_keys(query.exclude)]
-        if stored is None:
-            return _without_events(np.concatenate(excluded), query, course)
-        entries_E, seen_S = stored.entries_N, stored.seen_S
-        numbers_E = self._manifest_numbers(stored.action_names)[entries_E["action"]]
-        if query.exclude_seen:
-            for arrays in (entries_E, seen_S):
-                keys = arrays["item_key"]
-                if query.seen_actions is not None:
-                    counts = np.array([name in query.seen_actions for name in stored.action_names], dtype=bool)
-                    keys = keys[counts[arrays["action"]]]
-                excluded.append(keys)
-        if len(numbers_E) and not numbers_E.all():  # actions of another model's time mean nothing to this one
-            entries_E, numbers_E = entries_E[numbers_E > 0], numbers_E[numbers_E > 0]
-        return RequestInputs(
-            item_keys_E=entries_E["item_key"],
-            timestamps_ms_E=entries_E["timestamp_ms"],
-            actions_E=numbers_E,
-            values_E=entries_E["value"],
-            excluded_keys_S=np.concatenate(excluded),
-            tag_filter=query.tag_filter,
-            max_per_group=query.max_per_group,
-            diversity=query.diversity,
-            num_slates=query.num_slates,
-            now_ms=course.now_ms,
-        )
-
-    def _from_request(self, query: RecommendQuery, history: Sequence[PastEvent], course: _Course) -> RequestInputs:
-        excluded = [_keys(query.exclude)]
-        ordered = sorted(history, key=lambda event: event.timestamp_ms)
-        keys_E = _keys([event.item_id for event in ordered])
-        if query.exclude_seen:
-            seen = query.seen_actions
-            counts_E = np.array([seen is None or event.action in seen for event in ordered], dtype=bool)
-            excluded.append(keys_E[counts_E])
-        numbers = self._manifest.action_numbers
-        return RequestInputs(
-            item_keys_E=keys_E,
-            timestamps_ms_E=np.array([event.timestamp_ms for event in ordered], dtype=np.int64),
-            actions_E=np.array([numbers[event.action] for event in ordered], dtype=np.int32),
-            values_E=np.array([np.nan if e.value is None else e.value for e in ordered], dtype=np.float32),
-            excluded_keys_S=np.concatenate(excluded),
-            tag_filter=query.tag_filter,
-            max_per_group=query.max_per_group,
-            diversity=query.diversity,
-            num_slates=query.num_slates,
-            now_ms=course.now_ms,
-        )
-
-    def _manifest_numbers(self, names: tuple[str, ...]) -> npt.NDArray[np.int32]:
-        """The manifest's number of each stored action number; 0 where the model does not know the action."""
-        if self._stored_actions[0] is not names:
-            known = self._manifest.action_numbers
-            numbers = np.array([known.get(name, 0) for name in names], dtype=np.int32)
-            self._stored_actions = (names, numbers)
-        return self._stored_actions[1]
-
     async def _popular_items(
         self, inputs: RequestInputs, slate_size: int
     ) -> tuple[CatalogSnapshot, tuple[SlateItem, ...]]:
@@ -363,25 +286,6 @@ class Recommender:
         return snapshot, tuple(
             SlateItem(items[row].item_id, score, tuple(sid)) for (row, score), sid in zip(ranked, sids, strict=True)
         )
-
-
-def _without_events(excluded: npt.NDArray[np.uint64], query: RecommendQuery, course: _Course) -> RequestInputs:
-    return RequestInputs(
-        item_keys_E=_NO_KEYS,
-        timestamps_ms_E=np.zeros(0, dtype=np.int64),
-        actions_E=np.zeros(0, dtype=np.int32),
-        values_E=np.zeros(0, dtype=np.float32),
-        excluded_keys_S=excluded,
-        tag_filter=query.tag_filter,
-        max_per_group=query.max_per_group,
-        diversity=query.diversity,
-        num_slates=query.num_slates,
-        now_ms=course.now_ms,
-    )
-
-
-def _keys(item_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    return np.array([item_key(item_id) for item_id in item_ids], dtype=np.uint64) if item_ids else _NO_KEYS
 
 
 def _new_id(now_ms: int) -> str:

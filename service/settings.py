@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from service.bundle import Manifest
 from service.catalog import TagFilter
 from service.logs import LogFormat, LogLevel
 
@@ -122,6 +123,12 @@ class LimitSettings(_Group):
     """Items in one `POST /v1/items`."""
     tags: int = Field(default=100, ge=1)
     """Tags in each part of a filter."""
+    beam_width: int = Field(default=128, ge=1)
+    """Beams that a request may name; the model's own width may be above that."""
+
+    def widest_beam(self, manifest: Manifest) -> int:
+        """Of this model, by request."""
+        return min(self.beam_width, manifest.max_beam_width)
 
 
 class FakeSettings(_Group):

@@ -1,5 +1,6 @@
 """A running service for tests: a real uvicorn on loopback, in a thread of this process."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,13 @@ def fake_settings(redis_url: str = "memory://", **overrides: Any) -> Settings:
     """The fake runner; patient with Redis, because a busy test machine is not what is tested."""
     history = HistorySettings(url=redis_url, read_timeout_ms=20_000, connect_timeout_ms=20_000)  # type: ignore[arg-type]
     return Settings(**{"runner": "fake", "history": history, "deadline_ms": 10_000, **overrides})
+
+
+def free_port() -> int:
+    """On loopback, free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 @contextmanager

@@ -113,7 +113,8 @@ class Manifest(_Strict):
     metrics: dict[str, float] = Field(default_factory=dict)
     """Test metrics of this model, by name, as the evaluation report gives them."""
     slate_statistics: dict[str, float] = Field(default_factory=dict)
-    """Reference statistics of slates (coverage, entropy, ...), to compare what is served with."""
+    """What slates looked like at export (`model_export.onnx.statistics`), to compare what is served with. Bundles of
+    earlier versions name less of it."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "Manifest":
@@ -151,6 +152,11 @@ class Manifest(_Strict):
     def action_numbers(self) -> dict[str, int]:
         """Action name -> its number inside the graph, from 1; 0 pads."""
         return {action.name: number for number, action in enumerate(self.actions, start=1)}
+
+
+def score_keys(num_items: int) -> tuple[str, str]:
+    """Where `slate_statistics` has mean and deviation of the score per item of slates cut after that many items."""
+    return f"score_mean_{num_items}", f"score_deviation_{num_items}"
 
 
 def manifest_digest(fields: Mapping[str, Any]) -> str:

@@ -58,6 +58,11 @@ class RowIndex:
         slot = self._slot_of_id.get(item_id)
         return None if slot is None or slot >= self.num_items else slot
 
+    def slots_of(self, item_ids: Sequence[str]) -> list[int]:
+        """Of those items that the snapshot holds."""
+        slot_of, end = self._slot_of_id.get, self.num_items
+        return [slot for item_id in item_ids if (slot := slot_of(item_id, end)) < end]
+
     def row_of(self, item_id: str) -> int | None:
         """None if the snapshot does not hold the item."""
         slot = self.slot_of(item_id)

@@ -207,6 +207,25 @@ class CatalogSnapshot:
         """The row of an external id; None if the catalog does not hold it."""
         return self._index.row_of(item_id)
 
+    def slots_of(self, item_ids: Sequence[str]) -> list[int]:
+        """Numbers of items in the order of arrival, which no later snapshot changes; of those that it holds."""
+        return self._index.slots_of(item_ids)
+
+    def popularity_of_slots(self) -> npt.NDArray[np.int64]:
+        """Training events by slot [N]."""
+        return self.popularity_N[self._index.row_of_slot_N]
+
+    @property
+    def popular_from(self) -> int:
+        """Training events that make an item a popular one: as many as the last of the tenth with most, one at least."""
+        slot = self._ranked_slots_N[max(self.num_items // 10, 1) - 1]
+        return max(1, int(self.popularity_N[self._index.row_of_slot_N[slot]]))
+
+    @property
+    def num_available(self) -> int:
+        """Items that may be recommended."""
+        return int(self.allowed_cumsum()[-1])
+
     def rows_of_keys(self, keys: npt.NDArray[np.uint64]) -> Int32Array:
         """The row of each 64-bit item key, -1 where the catalog does not hold it."""
         return self._index.rows_of_keys(keys)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from service.errors import HistoryUnavailable
 from service.eventlog.dataset import LogDataset
+from service.eventlog.rows import SCHEMAS
 from service.eventlog.streams import Batch, LogStreams
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ class CollectorMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.rows = Counter("oneslate_collector_rows", "Rows drained, by kind.", ["kind"], registry=registry)
+        for kind in SCHEMAS:
+            self.rows.labels(kind)
         self.commits = Counter("oneslate_collector_commits", "Times that rows were written.", registry=registry)
         self.errors = Counter(
             "oneslate_collector_errors", "Times that Redis did not answer the collector.", registry=registry

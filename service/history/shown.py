@@ -105,6 +105,15 @@ class ShownRecorder:
         self._waiting.append(impression)
         self._arrived.set()
 
+    async def written(self, user_id: str) -> None:
+        """Waits until what was shown to a user here is in the store, or lost: the next request may overtake a write."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        while not self._writer.done() and any(impression.user_id == user_id for impression in self._waiting):
+            await asyncio.sleep(0)  # the writer takes all that waits, as soon as it is its turn
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+
     async def forget(self, user_id: str) -> None:
         """Drops what waits of a user, and waits for a write under way: what follows is not undone by it."""
         kept = [impression for impression in self._waiting if impression.user_id != user_id]

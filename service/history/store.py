@@ -105,10 +105,15 @@ class UserHistory:
         return np.ascontiguousarray(self.seen_S["item_key"])
 
     def as_entries(self) -> tuple[HistoryEntry, ...]:
-        """The entries as plain objects, oldest first: for people and JSON, not for the recommend path."""
+        """The entries as plain objects, oldest first: for people and JSON, not for the recommend path.
+
+        A value has as few digits as name it among 32-bit floats: 18.2 comes back as 18.2.
+        """
         return tuple(
-            HistoryEntry(key, timestamp_ms, self.action_names[action], None if np.isnan(value) else value)
-            for key, timestamp_ms, value, action in self.entries_N.tolist()
+            HistoryEntry(key, timestamp_ms, self.action_names[action], None if np.isnan(value) else float(str(value)))
+            for (key, timestamp_ms, _, action), value in zip(
+                self.entries_N.tolist(), self.entries_N["value"], strict=True
+            )
         )
 
 

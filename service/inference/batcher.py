@@ -1,6 +1,6 @@
 """The micro-batcher: groups what waits, runs it in one worker thread, and gives every request its own answer.
 
-While one run is in flight arrivals queue up; the next run takes the oldest and all others for the same graph, up to the
+While one run is in flight arrivals queue up; the next run takes the oldest and all others of the same kind, up to the
 largest batch, those that pad nobody first. An idle worker starts at once unless `max_wait_s` lets it wait for company.
 
 A request is admitted if what runs and waits will leave it time, by the pace of the runs before it. The longer the
@@ -19,7 +19,7 @@ from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot, TagFilter
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
 from service.inference.batch_run import Answer, Entry, Run
-from service.inference.features import RequestInputs, length_bucket, most_filters
+from service.inference.features import Kind, RequestInputs, length_bucket, most_filters
 from service.inference.pace import Pace
 from service.inference.runner import Runner
 from service.inference.waiting import WaitingRoom
@@ -105,7 +105,7 @@ class Batcher:
             tenant: Whose it is.
         """
         with suppress(DeadlineExceeded):  # it gets a lesser answer
-            self._check("generator", 1, deadline_s - time.monotonic(), tenant)
+            self._check(Kind(), 1, deadline_s - time.monotonic(), tenant)
 
     async def submit(self, inputs: RequestInputs, deadline_s: float, tenant: str = "") -> Answer:
         """Waits for the request's turn and its answer.
@@ -127,7 +127,7 @@ class Batcher:
             raise RunnerError("the batcher does not run")
         loop = asyncio.get_running_loop()
         entry = Entry(inputs, tenant, deadline_s, loop.create_future())
-        self._check(inputs.purpose, inputs.num_slates, deadline_s - entry.submitted_s, tenant)
+        self._check(inputs.kind, inputs.num_slates, deadline_s - entry.submitted_s, tenant)
         self._make_room(tenant)
         timer = loop.call_later(max(0.0, deadline_s - entry.submitted_s), entry.expire)
         self._waiting.add(entry)
@@ -168,14 +168,14 @@ class Batcher:
         except TimeoutError:
             raise DeadlineExceeded(f"the graph {purpose!r} is still being loaded") from None
 
-    def _check(self, purpose: Purpose, num_slates: int, left_s: float, tenant: str) -> None:
+    def _check(self, kind: Kind, num_slates: int, left_s: float, tenant: str) -> None:
         """Raises where there is no use in waiting."""
         if left_s <= 0:
             raise DeadlineExceeded("the request ran out of time")
         if self._running is None and not self._waiting:
             return  # whatever the pace was: there is nothing to wait for, and this run will tell it anew
         sure_s = left_s * _CONFIDENCE
-        wait_s, run_s = self._expected(purpose, num_slates, tenant)
+        wait_s, run_s = self._expected(kind, num_slates, tenant)
         if run_s is not None and run_s > sure_s:
             raise DeadlineExceeded("no run is as short as the time that is left")
         expected_s = None if wait_s is None or run_s is None else wait_s + run_s
@@ -190,22 +190,22 @@ class Batcher:
             return
         displaced = self._waiting.displaced_by(tenant)
         assert displaced is not None, "refused before"
-        wait_s, _ = self._expected(displaced.inputs.purpose, 1, displaced.tenant)
+        wait_s, _ = self._expected(displaced.inputs.kind, 1, displaced.tenant)
         displaced.settle(Overloaded("others have fewer requests waiting", retry_after_s=_soon(wait_s)))
         self._waiting.discard(displaced)
 
-    def _expected(self, purpose: Purpose, num_slates: int, tenant: str) -> tuple[float | None, float | None]:
+    def _expected(self, kind: Kind, num_slates: int, tenant: str) -> tuple[float | None, float | None]:
         """Seconds that a request would wait for its run, and that this would take; None: not known yet."""
         num_ahead = self._waiting.num_ahead(tenant)
         num_batches, place = divmod(num_ahead, self._max_batch_size)
-        run_s = self._pace.seconds(purpose, place + 1, self._beam_width(purpose, num_slates, 0))
+        run_s = self._pace.seconds(kind.purpose, place + 1, self._beam_width(kind, num_slates, 0))
         if run_s is None:
             return None, None
         wait_s = self._rest_of_run_s()
         for batch in range(num_batches):
             # Beams widen again as the queue shrinks.
             num_behind = num_ahead + 1 - (batch + 1) * self._max_batch_size
-            full_s = self._pace.seconds(purpose, self._max_batch_size, self._beam_width(purpose, 1, num_behind))
+            full_s = self._pace.seconds(kind.purpose, self._max_batch_size, self._beam_width(kind, 1, num_behind))
             assert full_s is not None, "a run of this graph is known"
             wait_s += full_s
         return wait_s, run_s
@@ -235,7 +235,7 @@ class Batcher:
             snapshot = self._catalog()
             entries = self._take(most_filters(snapshot.num_items))
             num_slates = max(entry.inputs.num_slates for entry in entries)
-            width = self._beam_width(entries[0].inputs.purpose, num_slates, len(self._waiting))
+            width = self._beam_width(entries[0].inputs.kind, num_slates, len(self._waiting))
             self._running = run = Run(entries, snapshot, width)
             if not self._waiting:
                 self._arrived.clear()
@@ -263,9 +263,8 @@ class Batcher:
 
     def _company_until_s(self) -> float:
         oldest_s = min(entry.submitted_s for entry in self._waiting)
-        run_s = self._pace.seconds(
-            self._waiting.next().inputs.purpose, len(self._waiting) + 1, self._runner.manifest.beam_width
-        )
+        kind = self._waiting.next().inputs.kind
+        run_s = self._pace.seconds(kind.purpose, len(self._waiting) + 1, self._beam_width(kind, 1, 0))
         if run_s is None:
             run_s = self._max_wait_s  # nobody knows; whoever waits so long for company has runs of that order
         earliest_s = min(entry.deadline_s for entry in self._waiting)
@@ -279,13 +278,13 @@ class Batcher:
             self._waiting.discard(entry)
 
     def _take(self, num_filters: int) -> list[Entry]:
-        """A batch of at most so many distinct filters: who is served next, and others for the same graph in their turn.
+        """A batch of at most so many distinct filters: who is served next, and others of its kind in their turn.
 
         Those whose history is not longer go first, since they pad nobody; longer ones fill the places that are left.
         """
         first = self._waiting.next()
         longest = length_bucket(first.inputs, self._runner.manifest)
-        same = [entry for entry in self._waiting if entry.inputs.purpose == first.inputs.purpose]
+        same = [entry for entry in self._waiting if entry.inputs.kind == first.inputs.kind]
         same.sort(key=lambda entry: length_bucket(entry.inputs, self._runner.manifest) > longest)
         filters: set[TagFilter | None] = set()
         taken: list[Entry] = []
@@ -299,13 +298,15 @@ class Batcher:
             self._waiting.discard(entry)
         return taken
 
-    def _beam_width(self, purpose: Purpose, num_slates: int, num_behind: int) -> int:
+    def _beam_width(self, kind: Kind, num_slates: int, num_behind: int) -> int:
         """Halved for every full batch that waits behind this one, as far as it may be and holds the slates asked for.
 
-        Slates that are drawn keep their width: it is part of what their propensities mean.
+        Slates that are drawn keep their width, which is part of what their propensities mean, as do those that name it.
         """
+        if kind.beam_width is not None:
+            return kind.beam_width
         widest = self._runner.manifest.beam_width
-        if self._min_beam_width is None or purpose != "generator":
+        if self._min_beam_width is None or kind.purpose != "generator":
             return widest
         narrowest = max(self._min_beam_width, num_slates)
         return max(min(narrowest, widest), widest >> min(num_behind // self._max_batch_size, 16))

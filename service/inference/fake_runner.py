@@ -109,10 +109,11 @@ class FakeRunner:
             logprob_R = -np.log2(np.arange(len(row_R)) + 2.0)
             logit_R = logprob_R / float(draws.temperatures_B[request])
             group_R, limit = batch.catalog.child_groups[-1][row_R], int(batch.group_limits_B[request])
-            for place, (rank, log_share) in enumerate(_drawn_ranks(logit_R, group_R, limit, shape[2], seed)):
-                rows_BWK[request, 0, place] = row_R[rank]
-                logprobs_BWKL[request, 0, place, 0] = logprob_R[rank]
-                propensities_BWKL[request, 0, place, 0] = log_share
+            drawn_K, log_share_K = _drawn_ranks(logit_R, group_R, limit, shape[2], seed)
+            places = slice(len(drawn_K))
+            rows_BWK[request, 0, places] = row_R[drawn_K]
+            logprobs_BWKL[request, 0, places, 0] = logprob_R[drawn_K]
+            propensities_BWKL[request, 0, places, 0] = log_share_K
         scores_BW = np.full(shape[:2], DEAD_SCORE, dtype=np.float32)
         scores_BW[:, 0] = 0
         return Decoded(
@@ -141,23 +142,29 @@ class FakeRunner:
 
 def _drawn_ranks(
     logit_R: npt.NDArray[np.float64], group_R: npt.NDArray[np.int32], limit: int, slate_size: int, seed: int
-) -> list[tuple[int, float]]:
-    """Draws without replacement under a cap: ranks, and the log of the share that each had among what was left."""
-    rng = np.random.default_rng(seed)
-    drawn: list[tuple[int, float]] = []
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Draws without replacement under a cap: ranks, and the log of the share that each had among what was left.
+
+    The order of Gumbel-perturbed logits is that of such draws (Kool et al., 2019, arXiv 1903.06059); an item of a group
+    that is full is passed over, as if it had not been there.
+    """
+    perturbed_R = logit_R + np.random.default_rng(seed).gumbel(size=len(logit_R))
+    order_R = np.argsort(-perturbed_R)
+    if not limit:
+        # Over what was left: sums from the end, in logs, so that nothing cancels.
+        left_R = np.logaddexp.accumulate(logit_R[order_R][::-1])[::-1]
+        drawn_K = order_R[:slate_size]
+        return drawn_K, logit_R[drawn_K] - left_R[:slate_size]
+    drawn_K = order_R[within_cap(group_R[order_R], limit)][:slate_size]
+    log_share_K = np.empty(len(drawn_K))
     open_R = np.ones(len(logit_R), dtype=bool)
-    counts: dict[int, int] = {}
-    while open_R.any() and len(drawn) < slate_size:
-        weight_R = np.where(open_R, np.exp(logit_R - logit_R[open_R].max()), 0)
-        share_R = weight_R / weight_R.sum()
-        rank = int(rng.choice(len(share_R), p=share_R))
-        drawn.append((rank, float(np.log(share_R[rank]))))
+    for place, rank in enumerate(drawn_K):
+        log_share_K[place] = logit_R[rank] - np.logaddexp.reduce(logit_R[open_R])
         open_R[rank] = False
-        group = int(group_R[rank])
-        counts[group] = counts.get(group, 0) + 1
-        if limit and group >= 0 and counts[group] == limit:
+        group = group_R[rank]
+        if group >= 0 and np.count_nonzero(group_R[drawn_K[: place + 1]] == group) == limit:
             open_R &= group_R != group
-    return drawn
+    return drawn_K, log_share_K
 
 
 def _capped_ranks(
@@ -222,7 +229,7 @@ def fake_manifest(
         max_branch=(_CODES_PER_LEVEL,) * num_levels,
         slate_size=slate_size,
         beam_width=beam_width,
-        max_beam_width=beam_width,
+        max_beam_width=4 * beam_width,
         history_length=history_length,
         actions=(ActionSpec(name="view"), ActionSpec(name="watch", unit="s", value_edges=(10.0, 60.0, 600.0))),
         default_action="view",

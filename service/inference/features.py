@@ -6,7 +6,7 @@ excluded rows, S excluded keys of one request, N items, F filter slots, A events
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,13 @@ _MOST_FILTER_CELLS = 2**28
 """Of the prefix sums of one batch: a gigabyte, and an eighth of what 32 bits number."""
 _NO_KEYS = np.zeros(0, dtype=np.uint64)
 _Number = TypeVar("_Number", bound=np.number[Any])
+
+
+class Kind(NamedTuple):
+    """Which requests may share a run: those of one graph, and of one beam width where they name it."""
+
+    purpose: Purpose = "generator"
+    beam_width: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,10 +60,17 @@ class RequestInputs:
     """For `explain`: the items of the slate to explain."""
     num_slates: int = 1
     """Asked for: the fewest beams that hold them."""
+    beam_width: int | None = None
+    """Of the search, whatever waits; None: the model's own, or narrower while requests queue up."""
 
     def __post_init__(self) -> None:
         num_events = len(self.item_keys_E)
         assert len(self.timestamps_ms_E) == len(self.actions_E) == len(self.values_E) == num_events
+
+    @property
+    def kind(self) -> "Kind":
+        """What requests of one run have in common."""
+        return Kind(self.purpose, self.beam_width)
 
 
 def bucket(size: int, smallest: int, largest: int | None = None) -> int:
@@ -95,7 +109,7 @@ def build_batch(
     to the longest of the batch (the newest `manifest.history_length` events count), excluded rows with NO_ROW.
     """
     assert 0 < len(requests) <= max_batch_size
-    assert len({request.purpose for request in requests}) == 1
+    assert len({request.kind for request in requests}) == 1
     batch_size = bucket(len(requests), 1, max_batch_size)
     slots_B, cumsum_FN = _filters(requests, snapshot, batch_size)
     return Batch(

@@ -13,6 +13,8 @@ _OUTLIER: Final = 3.0
 """A run that took longer than so many times what was expected counts as that: a pause says little of the next run."""
 _FRESH_S: Final = 10.0
 """What was not seen for longer is inferred from what was: a wrong figure would keep away the very runs that mend it."""
+_MOST_KNOWN: Final = 64
+"""Sizes of a graph's runs that are remembered: requests may name any beam width, and every one asks for all of them."""
 
 
 class _Known(NamedTuple):
@@ -38,6 +40,8 @@ class Pace:
         if (known := known_of_graph.get(key)) is not None:
             seconds = known.seconds + _SMOOTHING * (seconds - known.seconds)
         known_of_graph[key] = _Known(seconds, self._clock())
+        if len(known_of_graph) > _MOST_KNOWN:
+            del known_of_graph[min(known_of_graph, key=lambda size: known_of_graph[size].learned_s)]
 
     def seconds(self, purpose: Purpose, num_requests: int, beam_width: int) -> float | None:
         """What a run of so many requests will take; None: no run of this graph has ended yet.

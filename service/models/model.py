@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from service.bundle import Manifest
 from service.catalog import CatalogSnapshot, LiveCatalog
+from service.health import SlateHealth
 from service.inference.batcher import Batcher
 from service.inference.runner import Runner
 from service.items import CatalogFollower, ItemWriter
@@ -23,6 +24,7 @@ class Model:
     follower: CatalogFollower
     batcher: Batcher
     recommender: Recommender
+    health: SlateHealth
     _num_users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 

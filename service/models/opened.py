@@ -10,6 +10,7 @@ from pathlib import Path
 from service.background import running
 from service.catalog import CatalogLog
 from service.errors import CatalogError, CatalogUnavailable, ModelsUnavailable
+from service.health import SlateHealth
 from service.history import GuardedHistoryStore, ShownRecorder
 from service.inference.batcher import Batcher
 from service.inference.runner import Runner
@@ -71,11 +72,14 @@ def open_states(settings: Settings, url: str | None) -> ModelStates:
 
 
 @asynccontextmanager
-async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator[Model]:
+async def opened_model(around: Surroundings, path: Path | None, beside_another: bool) -> AsyncIterator[Model]:
     """The model of a bundle, warm and at the end of the catalog's log; lets go of all that it opened.
 
-    `path`: of a registered bundle; None: the one that the settings name, which begins with its own items where the log
-    does not answer: slates of those are better than none.
+    Args:
+        around: What it shares with others.
+        path: Of a registered bundle; None: the one that the settings name, which begins with its own items where the
+            log does not answer: slates of those are better than none.
+        beside_another: Another model answers requests meanwhile.
 
     Raises:
         BundleError, CatalogError, RunnerError: it cannot be used.
@@ -86,7 +90,7 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
         settings = settings.model_copy(update={"bundle": path})
     async with AsyncExitStack() as stack:
         runner, live = await asyncio.to_thread(open_model, settings, around.runner)
-        pace = await asyncio.to_thread(warm_up, settings, runner, live.snapshot)
+        pace = await asyncio.to_thread(warm_up, settings, runner, live.snapshot, beside_another=beside_another)
         log = around.catalog_log
         if log is None:
             log = open_catalog_log(settings, around.redis_url, runner.manifest.model_version)
@@ -125,6 +129,8 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
             min_beam_width=settings.batch.min_beam_width(runner.manifest.beam_width),
         )
         stack.push_async_callback(batcher.close, settings.drain_s)
+        # A large catalog takes a while to look at: not on the event loop.
+        health = await asyncio.to_thread(SlateHealth, runner.manifest, live.snapshot, metrics)
         recommender = Recommender(
             store=around.store,
             batcher=batcher,
@@ -132,6 +138,10 @@ async def opened_model(around: Surroundings, path: Path | None) -> AsyncIterator
             catalog=lambda: live.snapshot,
             metrics=metrics,
             shown=around.shown,
+            health=health,
         )
         _log.info("model %s, catalog %s", runner.manifest.model_version, live.snapshot.version)
-        yield Model(runner=runner, live=live, items=items, follower=follower, batcher=batcher, recommender=recommender)
+        yield Model(
+            runner=runner, live=live, items=items, follower=follower, batcher=batcher, recommender=recommender,
+            health=health,
+        )  # fmt: skip

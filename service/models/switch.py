@@ -32,8 +32,8 @@ _LETTING_GO_S: Final = 60.0
 """As long as the longest deadline."""
 _NUM_TRIES: Final = 5
 
-Open = Callable[[Path | None], AbstractAsyncContextManager[Model]]
-"""Opens the bundle of a folder; None: what the settings name."""
+Open = Callable[[Path | None, bool], AbstractAsyncContextManager[Model]]
+"""Opens the bundle of a folder; None: what the settings name. And whether another model answers requests meanwhile."""
 Check = Callable[[Path], Awaitable[None]]
 """Raises BundleError, or another of ours, where the bundle of a folder cannot be served."""
 
@@ -82,7 +82,7 @@ class Models:
             models = cls(first, registry, states, open_one, check, metrics)
             models._loaded[first.version] = (first, stack.pop_all())
         try:
-            metrics.model_active(package_version(), first.version, first.runner.provider)
+            metrics.model_active(package_version(), first.manifest, first.runner.provider)
             del first  # this frame stays as long as the service runs
             await models._look()
             async with running(models._follow(), "models") if registry is not None else nullcontext():
@@ -247,7 +247,7 @@ class Models:
         path = (await asyncio.to_thread(self._registry.find, version)).path
         await self._check(path)
         async with AsyncExitStack() as stack:
-            model = await stack.enter_async_context(self._open(path))
+            model = await stack.enter_async_context(self._open(path, True))
             self._loaded[model.version] = (model, stack.pop_all())
 
     def _put(self, state: ModelState) -> None:
@@ -260,7 +260,7 @@ class Models:
         for model in self.loaded():
             model.is_observed = model is self.active
         if self.active.version != before:
-            self._metrics.model_active(package_version(), self.active.version, self.active.runner.provider)
+            self._metrics.model_active(package_version(), self.active.manifest, self.active.runner.provider)
         tried = f", {state.canary} for {state.canary_share:.1%} of users" if self.canary else ""
         _log.info("in service: model %s%s", state.active, tried)
 
@@ -291,7 +291,7 @@ async def _first(stack: AsyncExitStack, registry: Registry | None, states: Model
         state = None if registry is None else await states.read()
         if registry is not None and state is not None:
             path = (await asyncio.to_thread(registry.find, state.active)).path
-            return await stack.enter_async_context(open_one(path))
+            return await stack.enter_async_context(open_one(path, False))
     except (OneSlateError, OSError) as error:
         _log.warning("starting with the bundle that the settings name: %s", error)
-    return await stack.enter_async_context(open_one(None))
+    return await stack.enter_async_context(open_one(None, False))

@@ -149,17 +149,19 @@ class Column {
     this.tags = h("input", { id: `tags-${letter}`, placeholder: "any" });
     this.size = h("input", { id: `size-${letter}`, type: "number", min: 1, value: 5 });
     this.diversity = h("input", { id: `diversity-${letter}`, type: "number", min: 0, max: 100, step: 0.1, value: 0 });
+    this.beams = h("input", { id: `beams-${letter}`, type: "number", min: 1, placeholder: "auto" });
     const field = (name, input) => h("div", {}, h("label", { for: input.id }, name), input);
     this.element = h("div", { class: "column" },
-      h("fieldset", {}, h("legend", {}, `Conditions ${letter}`), field("Model", this.model), field("Only these tags", this.tags), field("Items", this.size), field("Diversity", this.diversity)),
+      h("fieldset", {}, h("legend", {}, `Conditions ${letter}`), field("Model", this.model), field("Only these tags", this.tags), field("Items", this.size), field("Diversity", this.diversity), field("Beams", this.beams)),
       this.note, this.cards);
     this.element.addEventListener("change", () => this.ask());
   }
 
-  offer(models, slateSize) {
+  offer(models, { slate_size: slateSize, max_beam_width: mostBeams }) {
     const chosen = this.model.value;
     fill(this.model, h("option", { value: "" }, "the user's"), ...models.map((version) => h("option", { value: version, selected: version === chosen }, version)));
     this.size.max = slateSize;
+    this.beams.max = mostBeams;
     if (Number(this.size.value) > slateSize) this.size.value = slateSize;
   }
 
@@ -168,6 +170,7 @@ class Column {
     const body = { user_id: state.user, slate_size: Math.max(1, Number(this.size.value) || 1) };
     if (this.model.value) body.model_version = this.model.value;
     if (tags.length) body.filter = { any_of: tags };
+    if (Number(this.beams.value) >= 1) body.beam_width = Number(this.beams.value);
     if (Number(this.diversity.value) > 0) body.diversity = Number(this.diversity.value);
     return body;
   }
@@ -211,7 +214,7 @@ class Column {
       const isOnly = state.columns.length > 1 && others.length > 0 && !others.includes(place.item_id);
       return h("li", {}, h("button", { type: "button", class: isOnly ? "card only" : "card", "aria-haspopup": "dialog", onclick: () => why(this, index) },
         h("strong", {}, nameOf(found)),
-        h("span", { class: "note" }, [found.title ? place.item_id : null, found.group, ...(found.tags ?? []).slice(0, 4), isOnly ? "only here" : null].filter(Boolean).join(" · ")), h("br"),
+        h("span", { class: "note" }, [found.title ? place.item_id : null, found.group, ...(found.tags ?? []).filter((tag) => tag !== found.group).slice(0, 4), isOnly ? "only here" : null].filter(Boolean).join(" · ")), h("br"),
         h("span", { class: "codes" }, `‹${place.sid.join(" ")}›  logprob ${place.score.toFixed(2)}`)));
     }));
   }
@@ -230,7 +233,7 @@ function setColumns(count) {
     const column = new Column("AB"[state.columns.length]);
     state.columns.push(column);
     $("columns").append(column.element);
-    if (state.version) column.offer(state.models, state.version.slate_size);
+    if (state.version) column.offer(state.models, state.version);
   }
   $("columns").classList.toggle("alone", count === 1);
 }
@@ -278,9 +281,14 @@ async function why(column, index) {
   parts.push(h("h3", {}, "From the history, what shares its first codes"));
   parts.push(alike.length ? h("ul", { class: "plain" }, ...alike.map((event) => h("li", {}, `${nameOf(event.item)} `, h("span", { class: "codes" }, `‹${event.item.sid.join(" ")}› ${event.shared} shared`)))) : h("p", { class: "note" }, "Nothing."));
   parts.push(h("h3", {}, "Where the time went"));
-  parts.push(h("table", {}, h("tbody", {}, ...Object.entries(slate.took_ms).map(([stage, ms]) => h("tr", {}, h("th", { scope: "row" }, stage), h("td", { class: "number" }, `${ms.toFixed(2)} ms`))))));
+  parts.push(h("table", {}, h("tbody", {}, ...stages(slate.took_ms).map(([stage, ms]) => h("tr", {}, h("th", { scope: "row" }, stage), h("td", { class: "number" }, `${ms.toFixed(2)} ms`))))));
   fill($("why-body"), ...parts);
   if (!$("why").open) $("why").showModal();
+}
+
+function stages({ total, ...parts }) {
+  const rest = total - Object.values(parts).reduce((sum, ms) => sum + ms, 0);
+  return [...Object.entries(parts), ["explanation and the rest", Math.max(0, rest)], ["total", total]];
 }
 
 function sharedCodes(one, other) {
@@ -419,7 +427,7 @@ async function start() {
     if (!(error instanceof Refused)) throw error; // a key without the scope admin
     state.models = [state.version.model_version];
   }
-  for (const column of state.columns) column.offer(state.models, state.version.slate_size);
+  for (const column of state.columns) column.offer(state.models, state.version);
   const users = await someUsers();
   const asked = new URLSearchParams(location.search).get("user") ?? users[0];
   if (asked) await show(asked);

@@ -153,14 +153,14 @@ async def test_the_oldest_shown_slates_make_room(backend: Backend) -> None:
 
 
 async def test_shown_slates_are_forgotten_some_time_after_the_last(backend: Backend) -> None:
-    store, user = backend.open(HistoryLimits(shown_ms=600)), next(fresh_user)
+    store, user = backend.open(HistoryLimits(shown_ms=1500)), next(fresh_user)
     first, second, third = (an_impression(user, number, "a") for number in range(3))
     await store.remember([first])
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(0.9)
     await store.remember([second])
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(0.9)
     assert (await store.read(user, with_shown=True)).shown == (shown_of(first), shown_of(second))
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.2)
     assert (await store.read(user, with_shown=True)).shown == ()
     await store.remember([third])
     assert (await store.read(user, with_shown=True)).shown == (shown_of(third),)

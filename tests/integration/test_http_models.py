@@ -71,13 +71,16 @@ def test_a_model_is_activated_tried_and_taken_back(redis_url: str, models_dir: P
         listed = client.get("/v1/models").json()
         assert [model["model_version"] for model in listed["models"]] == ["one", "two"]
         assert (listed["active"], listed["canary"], listed["previous"], listed["serving"]) == ("one", None, [], ["one"])
-        assert recommend(client)["model_version"] == "one"
+        assert recommend(client, slate_size=6)["model_version"] == "one"
         answer = activate(client, "two")
         assert (answer.status_code, answer.json()["active"], answer.json()["previous"]) == (200, "two", ["one"])
         assert recommend(client)["model_version"] == "two"
         assert client.get("/version").json()["model_version"] == "two"
         assert 'model_version="two"' in client.get("/metrics").text
         assert 'model_version="one"' not in client.get("/metrics").text
+        # Of the active model alone: the other one's slate is not among them.
+        assert "\noneslate_catalog_shown_items 4.0\n" in client.get("/metrics").text
+        assert "\noneslate_catalog_available_items 60.0\n" in client.get("/metrics").text
         assert activate(client, "one", share=0.5).json()["canary"] == "one"
         answered = [recommend(client, f"user-{number}")["model_version"] for number in range(40)]
         assert {*answered} == {"one", "two"}

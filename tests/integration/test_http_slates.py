@@ -19,7 +19,7 @@ from service.domain import Item
 from service.history.embedded import EmbeddedRedis
 from service.inference.fake_runner import FakeRunner, fake_manifest
 from service.inference.runner import Batch, Decoded
-from service.settings import BatchSettings, FilterSettings
+from service.settings import BatchSettings, FilterSettings, LimitSettings
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,22 @@ def test_alternatives_are_the_next_best_slates_and_show_other_sets(client: httpx
         3,
         [],
     )  # nine items: the fake decoder has one slate of ten places
+
+
+def test_a_request_may_name_its_beams(client: httpx.Client) -> None:
+    version = client.get("/version").json()
+    assert (version["beam_width"], version["max_beam_width"]) == (4, 16)
+    assert recommend(client, user_id="dora")["beam_width"] == 4
+    assert [recommend(client, user_id="dora", beam_width=width)["beam_width"] for width in (1, 7, 16)] == [1, 7, 16]
+    many = recommend(client, user_id="dora", beam_width=2, num_slates=4)
+    assert (many["beam_width"], len(many["alternatives"])) == (4, 3)
+    refused = client.post("/v1/recommend", json={"user_id": "dora", "slate_size": 5, "beam_width": 17})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/beam_width")
+    settings = fake_settings(limits=LimitSettings(beam_width=3))
+    with live_client(settings) as narrow:
+        assert narrow.get("/version").json()["max_beam_width"] == 3
+        assert narrow.post("/v1/recommend", json={"user_id": "a", "slate_size": 5, "beam_width": 4}).status_code == 422
+        assert recommend(narrow)["beam_width"] == 4
 
 
 def test_pages_follow_each_other_without_repetition(client: httpx.Client) -> None:
@@ -220,6 +236,23 @@ def test_a_history_can_be_read_and_forgotten(client: httpx.Client) -> None:
     assert client.get(path).json()["events"] == []
     assert client.delete(path).status_code == 204
     assert recommend(client, user_id=user_id)["reason"] == "cold_start"
+
+
+def test_a_value_is_read_as_it_was_sent(client: httpx.Client) -> None:
+    values = [18.2, 0.1, 99.1, 3, 1e-7, 123456.7]
+    events = [
+        {
+            "event_id": str(value),
+            "user_id": "eve",
+            "item_id": "item-1",
+            "action": "watch",
+            "timestamp": at,
+            "value": value,
+        }
+        for at, value in enumerate(values, start=int(time.time()) - 100)
+    ]
+    client.post("/v1/events", json={"events": events}).raise_for_status()
+    assert [event["value"] for event in client.get("/v1/users/eve/history").json()["events"]] == values
 
 
 def test_many_clients_at_once_get_what_each_would_get_alone(client: httpx.Client) -> None:

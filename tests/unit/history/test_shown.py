@@ -155,3 +155,24 @@ async def test_who_is_forgotten_is_not_remembered_afterwards() -> None:
     await recorder.close()
     assert (await store.read("ann", with_shown=True)).shown == ()
     assert len((await store.read("bob", with_shown=True)).shown) == 1
+
+
+async def test_whoever_asks_for_more_waits_for_what_was_shown_to_be_written() -> None:
+    store, metrics = Store(), Metrics()
+    recorder = ShownRecorder(store, metrics)
+    async with asyncio.timeout(5):
+        await recorder.written("ann")  # nothing was shown
+        recorder.add(slate(1))
+        await asyncio.sleep(0.01)  # is being written
+        recorder.add(slate(2))  # waits
+        asking = asyncio.create_task(recorder.written("ann"))
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+        store.gate.set()
+        await asking
+        assert len((await store.read("ann", with_shown=True)).shown) == 2
+        recorder.add(slate(3))
+        await recorder.written("ann")  # before the writer has had its turn
+        assert len((await store.read("ann", with_shown=True)).shown) == 3
+        await recorder.close()
+        await recorder.written("ann")

@@ -91,6 +91,21 @@ async def test_beams_hold_the_slates_that_are_asked_for_and_those_of_drawn_slate
     assert runner.widths[1:5] == [16, 2, 7, 16]
 
 
+async def test_requests_that_name_a_width_keep_it_and_share_runs_with_their_like() -> None:
+    manifest = fake_manifest(slate_size=4, beam_width=16)
+    runner = GatedRunner(manifest)
+    async with batcher_of(runner, max_batch_size=2, min_beam_width=2) as batcher:
+        tasks = await submitted(batcher, request(1))
+        await entered(runner)
+        wide, narrow = replace(request(2), beam_width=40), replace(request(2), beam_width=3)
+        tasks += await submitted(batcher, wide, narrow, request(2), wide, narrow, request(2), wide)
+        runner.gate.release(20)
+        answers = await asyncio.gather(*tasks)
+    assert [answer.beam_width for answer in answers] == [16, 40, 3, 16, 40, 3, 16, 40]
+    assert [len(answer.beams.scores_W) for answer in answers] == [16, 40, 3, 16, 40, 3, 16, 40]
+    assert runner.widths == [16, 40, 3, 16, 40]
+
+
 async def test_no_other_wish_of_a_flood_makes_a_tenant_wait_for_more_than_a_run() -> None:
     """Neither its graph, nor shorter histories, nor more tenants than a batch has places."""
     runner = GatedRunner()

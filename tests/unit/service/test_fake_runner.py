@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,15 +94,20 @@ def test_drawn_slates_are_legal_and_do_not_depend_on_who_shares_the_batch(
         assert np.bincount(CATALOG.child_groups[-1][rows], minlength=1).max() <= (request.max_per_group or 4)
 
 
-def test_drawn_slates_come_as_often_as_their_propensities_say() -> None:
-    request = replace(_request([1], list(range(4, NUM_ITEMS)), 0, 0), purpose="sampler", temperature=2.0)
+@pytest.mark.parametrize(("limit", "num_slates"), [(0, 12), (1, 10)])
+def test_drawn_slates_come_as_often_as_their_propensities_say(limit: int, num_slates: int) -> None:
+    shown = [0, 1, 2, 7]  # the first and the last are of one group
+    others = [number for number in range(NUM_ITEMS) if number not in shown]
+    request = replace(_request([1], others, 0, limit), purpose="sampler", temperature=2.0)
     asked = [replace(request, seed=seed) for seed in range(4000)]
     decoded = FakeRunner(fake_manifest(slate_size=2)).run(build_batch(asked, CATALOG, MANIFEST, 4000))
     assert decoded.level_log_propensities_BWKL is not None
     share_B = np.exp(decoded.level_log_propensities_BWKL[:4000, 0].sum((1, 2)))
     found = Counter(map(tuple, decoded.item_rows_BWK[:4000, 0].tolist()))
-    assert len(found) == 12
-    for slate, share in {
-        tuple(rows[0]): share for rows, share in zip(decoded.item_rows_BWK.tolist(), share_B, strict=False)
-    }.items():
+    shares = {
+        tuple(rows[0]): float(share) for rows, share in zip(decoded.item_rows_BWK.tolist(), share_B, strict=False)
+    }
+    assert len(shares) == num_slates
+    assert sum(shares.values()) == pytest.approx(1)
+    for slate, share in shares.items():
         assert abs(found[slate] - 4000 * share) < 4 * (4000 * share) ** 0.5

@@ -40,13 +40,16 @@ class Shelf:
             raise BundleError(f"{path}: a flipped byte")
 
     @asynccontextmanager
-    async def open(self, path: Path | None) -> AsyncIterator[Model]:
+    async def open(self, path: Path | None, beside_another: bool) -> AsyncIterator[Model]:
         version = "first" if path is None else str(path)
+        # What is opened first has the cores to itself, wherever it comes from.
+        kinds = [step.split()[0] for step in self.course]
+        assert beside_another == (kinds.count("open") > kinds.count("close"))
         if version in self.open_fails:
             raise BundleError(f"{version}: does not load")
         self.course.append(f"open {version}")
         runner = SimpleNamespace(manifest=manifest(version), provider="fake")
-        parts: dict[str, Any] = dict.fromkeys(("live", "items", "batcher", "recommender"))
+        parts: dict[str, Any] = dict.fromkeys(("live", "items", "batcher", "recommender", "health"))
         parts["follower"] = SimpleNamespace(is_observed=True)
         yield Model(runner=cast(Any, runner), **parts)
         self.course.append(f"close {version}")

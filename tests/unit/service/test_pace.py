@@ -72,3 +72,13 @@ def test_a_machine_that_became_slower_is_believed_after_some_runs() -> None:
     for _ in range(12):
         pace.learn("generator", 1, 4, 1.0)
     assert pace.seconds("generator", 1, 4) == pytest.approx(1.0, rel=0.2)
+
+
+def test_it_remembers_so_many_sizes_and_the_newest() -> None:
+    now_s = [0.0]
+    pace = Pace(1, clock=lambda: now_s[0])
+    for beam_width in range(1, 1001):
+        now_s[0] += 0.001
+        pace.learn("generator", 1, beam_width, beam_width / 1000)
+    assert len(pace._known["generator"]) == 64
+    assert pace.seconds("generator", 1, 1000) == 1.0

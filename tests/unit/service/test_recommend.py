@@ -9,90 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recommend_kit import CATALOG, RARE, House
 
 from service.catalog import TagFilter
-from service.domain import Event, item_key
-from service.errors import HistoryUnavailable, RunnerError
-from service.history import GuardedHistoryStore, MemoryHistoryStore, ShownRecorder, UserHistory
-from service.inference.batcher import Batcher
-from service.inference.fake_runner import FakeRunner, fake_catalog, fake_manifest
+from service.domain import item_key
+from service.errors import RunnerError
 from service.inference.features import RequestInputs
 from service.inference.popular import PopularRanking
-from service.inference.runner import Batch, Decoded
-from service.metrics import Metrics
-from service.recommend import PastEvent, Recommendation, Recommender, RecommendQuery
-
-CATALOG = fake_catalog(300)
-MANIFEST = fake_manifest(slate_size=5)
-RARE = TagFilter(all_of=frozenset({"rare"}))  # three items: 0, 100, 200
-
-
-class SpyRunner(FakeRunner):
-    """Keeps its batches; sleeps or fails when told to."""
-
-    def __init__(self) -> None:
-        super().__init__(MANIFEST)
-        self.batches: list[Batch] = []
-        self.sleeps_s = 0.0
-        self.fails = False
-        self.explains_s: float | None = 0.0
-        """None: it fails."""
-
-    def run(self, batch: Batch) -> Decoded:
-        self.batches.append(batch)
-        if batch.purpose == "explain":
-            if self.explains_s is None:
-                raise RuntimeError("broken")
-            time.sleep(self.explains_s)
-        time.sleep(self.sleeps_s)
-        if self.fails:
-            raise RuntimeError("broken")
-        return super().run(batch)
-
-
-class SlowStore(MemoryHistoryStore):
-    """Answers after a while, or not at all."""
-
-    sleeps_s = 0.0
-    is_down = False
-
-    async def read(self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False) -> UserHistory:
-        await asyncio.sleep(self.sleeps_s)
-        if self.is_down:
-            raise HistoryUnavailable("down")
-        return await super().read(user_id, now_ms, with_shown=with_shown)
-
-
-class House:
-    """A recommender with all its parts."""
-
-    def __init__(self) -> None:
-        self.runner, self.store, self.metrics = SpyRunner(), SlowStore(), Metrics()
-        self.batcher = Batcher(self.runner, lambda: CATALOG, self.metrics)
-        self.recommender = Recommender(
-            store=GuardedHistoryStore(self.store),
-            batcher=self.batcher,
-            manifest=MANIFEST,
-            catalog=lambda: CATALOG,
-            metrics=self.metrics,
-            shown=ShownRecorder(self.store, self.metrics),
-        )
-
-    async def store_events(self, *item_ids: str, user_id: str = "ann", action: str = "view") -> None:
-        now_ms = time.time_ns() // 1_000_000
-        events = [
-            Event(user_id=user_id, item_id=item_id, action=action, timestamp_ms=now_ms - 1000 + place, value=2.5)
-            for place, item_id in enumerate(item_ids)
-        ]
-        assert {outcome.status for outcome in await self.store.append(events, now_ms)} == {"stored"}
-
-    async def ask(self, **query: Any) -> Recommendation:
-        query = {"user_id": "ann", "slate_size": 5, "deadline_ms": 5000.0, **query}
-        return await self.recommender.recommend(RecommendQuery(**query), time.monotonic())
-
-    @property
-    def last(self) -> Batch:
-        return self.runner.batches[-1]
+from service.inference.runner import Batch
+from service.query import PastEvent
+from service.recommend import Recommendation
 
 
 @pytest.fixture
@@ -386,3 +312,30 @@ async def test_a_worker_that_is_gone_is_a_broken_model(house: House) -> None:
     with pytest.raises(RunnerError):
         await house.batcher.submit(_popular_request([], None), time.monotonic() + 1)
     assert (await house.ask()).slate.reason == "model_unavailable"
+
+
+async def test_only_slates_made_as_at_export_are_compared_with_it(house: House) -> None:
+    def compared() -> float:
+        return house.metrics.registry.get_sample_value("oneslate_slate_beam_entropy_nats_count") or 0.0
+
+    await house.store_events("item-1")
+    first = await house.ask()
+    assert compared() == 1
+    atypical: list[dict[str, Any]] = [
+        {"temperature": 1.0}, {"tag_filter": RARE}, {"max_per_group": 2}, {"diversity": 0.5}, {"beam_width": 2},
+        {"continue_from": first.recommendation_id}, {"user_id": "new"}, {"exclude": ["item-9"]},
+    ]  # fmt: skip
+    for query in atypical:
+        assert (await house.ask(**query)).slate.source == "model"
+        assert compared() == 1, query
+    house.runner.fails = True
+    assert (await house.ask()).slate.source == "popular"
+    house.runner.fails = False
+    await house.ask(slate_size=2, num_slates=3)
+    assert compared() == 2
+    shown = sum(
+        house.metrics.registry.get_sample_value("oneslate_items_shown_total", {"popularity": kind}) or 0
+        for kind in ("cold", "other", "popular")
+    )
+    # Five items each but the three that are rare, and the last two: of the best slates alone, and of no popular one.
+    assert shown == 5 * 8 + 3 + 2
