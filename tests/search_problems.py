@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_export.model import Generator, GeneratorSpec, HistoryBatch, ItemVectors, ModelConfig, TriePaths
-from model_export.model.items import Affinity
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator, HistoryBatch
+from model_export.model.items import Affinity, ItemVectors
+from model_export.model.trie import TriePaths
 from service.catalog import CatalogSnapshot
 from service.domain import Item
 from service.inference.runner import age_seconds

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from math import isfinite
 
 from loadtests.bench.result import BenchResult, Row, new_result
-from model_export.evaluate import Report
-from model_export.evaluate.report import Level, RecommenderReport, SplitReport
-from model_export.reward import RewardReport
+from model_export.evaluate.report import Level, RecommenderReport, Report, SplitReport
+from model_export.reward.report import RewardReport
 from model_export.trials.markdown import setting_text
 from model_export.trials.report import TrialsReport
 

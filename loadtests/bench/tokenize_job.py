@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from model_export.tokenizer import Assignment, TokenizerConfig, assign_catalog, plain_residual_kmeans
-from model_export.tokenizer.assignment import reconstruction_errors
+from model_export.tokenizer.assignment import Assignment, assign_catalog, plain_residual_kmeans, reconstruction_errors
+from model_export.tokenizer.config import TokenizerConfig
 from model_export.tokenizer.neighbours import neighbour_figures
 from model_export.tokenizer.report import count_collisions
 

@@ -13,10 +13,10 @@ import torch
 from loadtests.bench.decode.graphs import Graph, export_graph
 from loadtests.bench.decode.synthetic import BareCatalog, planted_sids
 from loadtests.bench.decode.workload import DecodeWorkload
-from model_export.model import HistoryBatch
+from model_export.model.generator import HistoryBatch
 from model_export.onnx.weights import graph_file
-from model_export.search import BeamSearch
 from model_export.search.driver import graph_inputs
+from model_export.search.eager import BeamSearch
 from service.bundle import Manifest
 from service.inference.feeds import OUTPUTS
 from service.inference.runner import NO_ROW, Batch

@@ -9,9 +9,10 @@ import numpy.typing as npt
 from model_export.align.candidates import CandidateSearch
 from model_export.align.config import CandidateKind
 from model_export.align.rollouts import best_of, score_candidates
-from model_export.data import Examples, PreparedData
-from model_export.reward import SlateScorer
-from model_export.train import TrainedGenerator
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.reward.scorer import SlateScorer
+from model_export.train.stage import TrainedGenerator
 
 _BATCH = 32
 _MIN_ITEM_BEAM = 50

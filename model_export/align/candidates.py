@@ -12,10 +12,11 @@ import torch
 
 from model_export.align.config import CandidateKind
 from model_export.align.sampling import SlateSampler
-from model_export.data import Examples, PreparedData
-from model_export.search import BeamSearch
-from model_export.train import TrainedGenerator
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.search.eager import BeamSearch
 from model_export.train.batches import Collator, in_batches
+from model_export.train.stage import TrainedGenerator
 
 
 @dataclass(frozen=True, kw_only=True)

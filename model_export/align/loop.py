@@ -20,12 +20,12 @@ from model_export.align.config import AlignConfig
 from model_export.align.measurement import Measurement, Meter, is_kept
 from model_export.align.objective import AlignObjective
 from model_export.align.rollouts import Rollouts, roll_out
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.progress import Progress
-from model_export.reward import SlateScorer
-from model_export.train import TrainedGenerator
+from model_export.reward.scorer import SlateScorer
 from model_export.train.checkpoint import save_weights
 from model_export.train.loop import CHECKPOINT, METRICS, WEIGHTS
+from model_export.train.stage import TrainedGenerator
 
 ROLLOUTS = "rollouts.npz"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model_export.align.config import AlignConfig
-from model_export.model import Generator, HistoryBatch
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
 

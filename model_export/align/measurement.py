@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from model_export.align.candidates import CandidateSearch
 from model_export.align.config import AlignConfig
-from model_export.data import PreparedData
-from model_export.reward import SlateScorer
-from model_export.train import TrainedGenerator
+from model_export.data.prepared import PreparedData
+from model_export.reward.scorer import SlateScorer
+from model_export.train.stage import TrainedGenerator
 
 Items = npt.NDArray[np.int32]
 

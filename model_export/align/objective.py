@@ -18,12 +18,12 @@ from model_export.align.losses import (
     slate_logprobs,
 )
 from model_export.align.rollouts import Rollouts
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
-from model_export.train import TrainedGenerator
 from model_export.train.batches import Collator, training_examples
 from model_export.train.precision import autocast
+from model_export.train.stage import TrainedGenerator
 
 _BATCH = 64
 

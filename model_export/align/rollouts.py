@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from model_export.align.candidates import Candidates, CandidateSearch
 from model_export.align.config import AlignConfig
-from model_export.data import Examples
+from model_export.data.examples import Examples
 from model_export.progress import Progress
-from model_export.reward import SlateScorer
+from model_export.reward.scorer import SlateScorer
 
 Float = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]

@@ -8,10 +8,9 @@ Legend: B requests, W slates of each, U slates after a step, C candidates of a s
 import torch
 from torch import Tensor
 
-from model_export.model import Generator
-from model_export.search import BeamSearch
+from model_export.model.generator import Generator
 from model_export.search.candidates import DEAD
-from model_export.search.eager import EagerPieces
+from model_export.search.eager import BeamSearch, EagerPieces
 from service.catalog import CatalogSnapshot
 
 

@@ -10,11 +10,10 @@ import torch
 from model_export.align.config import AlignConfig
 from model_export.align.curves import plot_alignment
 from model_export.align.loop import Aligner
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.progress import Progress
-from model_export.reward import SlateScorer
-from model_export.train import TrainedGenerator
-from model_export.train.stage import MODEL
+from model_export.reward.scorer import SlateScorer
+from model_export.train.stage import MODEL, TrainedGenerator
 
 
 def align(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.comparing import compare
 from model_export.evaluate.config import EvaluateConfig
 from model_export.evaluate.markdown import render

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.mmr import mmr, relevance
 from model_export.evaluate.recommender import Items
-from model_export.search import BeamSearch, Slates
-from model_export.train import TrainedGenerator
+from model_export.search.eager import BeamSearch, Slates
 from model_export.train.batches import Collator, in_batches
+from model_export.train.stage import TrainedGenerator
 
 _BATCH = 64
 MIN_ITEM_BEAM = 50

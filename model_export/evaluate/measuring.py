@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate import panel
 from model_export.evaluate.bootstrap import Resampled, resample
 from model_export.evaluate.buckets import Bucket, buckets

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_export.data import Examples
+from model_export.data.examples import Examples
 from model_export.evaluate.recommender import Items, Recommender
 from model_export.evaluate.report import Level
 from model_export.evaluate.samples import Sample

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.config import EvaluateConfig
 from model_export.evaluate.report import Level
 from model_export.evaluate.sequences import Int

@@ -6,7 +6,8 @@ Shapes: E examples, T longest sequence, P pairs of (example, item); items are it
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]

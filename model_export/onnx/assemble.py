@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from model_export.onnx.pieces import ExportedPiece, weights_of
 from model_export.onnx.writer import GraphWriter
 from model_export.search.driver import HISTORY_ROWS, ITEM_EMBEDDINGS, ITEM_REWARDS

@@ -13,25 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from model_export.data import Examples, PreparedData
-from model_export.model import Generator, ItemVectors
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.model.generator import Generator
+from model_export.model.items import ItemVectors
 from model_export.onnx.assemble import assemble
 from model_export.onnx.config import ExportConfig
+from model_export.onnx.kept import KeptPieces
 from model_export.onnx.model_card import model_card
-from model_export.onnx.parity import Parity, answered_beam, decode_requests, golden_cases
+from model_export.onnx.parity import Parity, decode_requests, golden_cases
 from model_export.onnx.pieces import export_pieces
+from model_export.onnx.statistics import slate_statistics
 from model_export.onnx.variants import explained_difference, measure_variants, sampled_parity
 from model_export.onnx.weights import graph_file, save_graphs
 from model_export.progress import Progress
 from model_export.reward.graph import RewardGraph
 from model_export.reward.stage import TrainedReward
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch
 from model_export.search.graphs import graph_plans
-from model_export.train import TrainedGenerator
 from model_export.train.batches import Collator
 from model_export.train.catalog import TrainingCatalog
+from model_export.train.stage import TrainedGenerator
 from service.bundle import ActionSpec, BundledCatalog, GoldenTolerance, GraphSpec, Manifest, write_bundle, write_catalog
-from service.bundle.manifest import Choice
 from service.bundle.reader import CODEBOOKS_FILE, ITEM_EMBEDDINGS_FILE, ITEM_ENCODER_FILE, ITEM_VECTORS_FILE
 from service.catalog import CatalogSnapshot
 from service.catalog.trie import vectors_of_children
@@ -79,7 +82,9 @@ def export(
     snapshot = served.snapshot
     progress.say("  exporting the pieces of the graph")
     max_branch = roomy_branches(snapshot.trie.max_branch, generator.spec.codebook_sizes)
-    graphs = assemble(generator, export_pieces(generator, reward), max_branch, reward)
+    kept = KeptPieces.of_user()
+    pieces = export_pieces(generator, reward, kept=kept, progress=progress)
+    graphs = assemble(generator, pieces, max_branch, reward)
     sizes = ", ".join(f"{purpose} {len(model.graph.node):,}" for purpose, model in graphs.items())
     progress.say(f"  assembled; nodes: {sizes}; comparing graph and model")
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,12 +103,12 @@ def export(
         drawn = sampled_parity(config, _draft_manifest(fields), draft, batch, search, history)
     parity = variants[0].parity
     if explained > config.logprob_tolerance:
-        raise BundleError(f"the graph that explains strays by {explained:.2g} from the model's logprobs")
+        raise _disagreement(f"the graph that explains strays by {explained:.2g} from the model's logprobs", kept)
     if not drawn.holds:
-        raise BundleError(f"the graph that draws slates disagrees with the model: {json.dumps(asdict(drawn))}")
+        raise _disagreement(f"the graph that draws slates disagrees with the model: {json.dumps(asdict(drawn))}", kept)
     if not parity.holds:
-        raise BundleError(f"the exported graph disagrees with the model: {json.dumps(asdict(parity))}")
-    fields["slate_statistics"] = slate_statistics(slates, snapshot.popularity_N, config.choice)
+        raise _disagreement(f"the exported graph disagrees with the model: {json.dumps(asdict(parity))}", kept)
+    fields["slate_statistics"] = slate_statistics(slates, snapshot, config.choice)
     variants.sort(key=lambda variant: variant.ms)
     progress.say("\n".join(f"  {variant}" for variant in variants))
     fields["variants"] = [variant.record().model_dump() for variant in variants]
@@ -117,6 +122,11 @@ def export(
     }
     write_bundle(out, fields, files | _catalog_writers(snapshot, generator.items))
     return parity
+
+
+def _disagreement(text: str, kept: KeptPieces | None) -> BundleError:
+    hint = f"; to rule out pieces of earlier exports, delete {kept.folder} and export again" if kept else ""
+    return BundleError(text + hint)
 
 
 def _catalog_writers(snapshot: CatalogSnapshot, items: ItemVectors | None) -> dict[str, Callable[[Path], None]]:
@@ -154,28 +164,6 @@ def roomy_branches(max_branch: tuple[int, ...], codebook_sizes: tuple[int, ...])
     return tuple(
         min(size, branch + max(4, branch // 4)) for branch, size in zip(max_branch, codebook_sizes, strict=True)
     )
-
-
-def slate_statistics(
-    slates: Slates, popularity_N: np.ndarray[tuple[int], np.dtype[np.int64]], choice: Choice
-) -> dict[str, float]:
-    """What the slates that the model would answer look like, to compare served slates with.
-
-    `coverage`: share of the catalog shown; `entropy_bits`: of the items shown; `popular_share`: share of places that
-    the most popular tenth of the catalog takes; `mean_score`: mean of their scores.
-    """
-    answered = [answered_beam(slates, request, choice) for request in range(len(slates.scores_BW))]
-    rows = np.concatenate([rows_K for rows_K, _ in answered])
-    rows = rows[rows >= 0]
-    counts = np.bincount(rows, minlength=len(popularity_N))
-    shares = counts[counts > 0] / max(len(rows), 1)
-    popular = np.argsort(-popularity_N, kind="stable")[: max(1, len(popularity_N) // 10)]
-    return {
-        "coverage": float((counts > 0).mean()),
-        "entropy_bits": float(-(shares * np.log2(shares)).sum()),
-        "popular_share": float(counts[popular].sum() / max(len(rows), 1)),
-        "mean_score": float(np.mean([score for _, score in answered])),
-    }
 
 
 def _parity_examples(prepared: PreparedData, count: int) -> Examples:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.onnx.parity import Parity
 from model_export.onnx.variants import MeasuredVariant
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_export.data import Examples
-from model_export.model import HistoryBatch
-from model_export.search import BeamSearch, Slates
-from model_export.train import TrainingCatalog
+from model_export.data.examples import Examples
+from model_export.model.generator import HistoryBatch
+from model_export.search.eager import BeamSearch, Slates
 from model_export.train.batches import Collator
+from model_export.train.catalog import TrainingCatalog
 from service.bundle.manifest import Choice
 from service.inference.choice import ranked_beams
 from service.inference.golden import MARGIN_IN_TOLERANCES, GoldenCase
@@ -93,7 +93,7 @@ def _num_answered_alike(slates: Slates, decoded: Decoded, choice: Choice) -> int
 
 def answered_beam(decoded: Decoded | Slates, request: int, choice: Choice) -> tuple[npt.NDArray[np.int32], float]:
     """Rows [K] and score of the slate that would be answered."""
-    beams = (_as_decoded(decoded) if isinstance(decoded, Slates) else decoded).of_request(request)
+    beams = (as_decoded(decoded) if isinstance(decoded, Slates) else decoded).of_request(request)
     best = ranked_beams(beams, beams.item_rows_WK.shape[1], choice)[0]
     return beams.item_rows_WK[best], float(beams.scores_W[best])
 
@@ -108,7 +108,7 @@ def _reward_difference(slates: Slates, decoded: Decoded) -> float:
     return float(np.quantile(difference, 0.99)) if difference.size else 0.0
 
 
-def _as_decoded(slates: Slates) -> Decoded:
+def as_decoded(slates: Slates) -> Decoded:
     """The model's own slates, as a runner would return them."""
     return Decoded(
         item_rows_BWK=slates.item_rows_BWK.numpy(),

@@ -1,7 +1,7 @@
 """Exports each piece of the search once, its weights as inputs.
 
 So the layers of a stack are one piece however many there are, and generators of one configuration share what was
-exported for the first of them: a process exports a configuration once.
+exported for the first of them: a process exports a configuration once, and a machine with `KeptPieces`.
 
 Which dimensions are dynamic is not declared but observed: the search runs on two small problems that differ in every
 size, and a dimension that varies between any two calls of a piece is dynamic.
@@ -22,8 +22,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from model_export.model import Generator, HistoryBatch
+from model_export.model.generator import Generator, HistoryBatch
+from model_export.onnx.kept import KeptPieces
 from model_export.onnx.shapes import settle_shapes
+from model_export.progress import Progress
 from model_export.search.driver import HISTORY_INPUTS, HISTORY_ROWS, ITEM_EMBEDDINGS, vector_inputs
 from model_export.search.eager import EagerPieces
 from model_export.search.forced import FORCED_ROWS
@@ -75,7 +77,12 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def export_pieces(
-    generator: Generator, reward: "RewardGraph | None" = None, purposes: Collection[Purpose] = PURPOSES
+    generator: Generator,
+    reward: "RewardGraph | None" = None,
+    purposes: Collection[Purpose] = PURPOSES,
+    *,
+    kept: KeptPieces | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, ExportedPiece]:
     """Exports every piece that the graphs of this generator call, under the piece's name.
 
@@ -83,6 +90,9 @@ def export_pieces(
         generator: Searched on small problems.
         reward: With it the generator's graph has rewards; in eval mode.
         purposes: The graphs wanted.
+        kept: Pieces that need not be traced again, and where new ones go. None: all are traced, unless this process
+            has traced them before.
+        progress: Shows how many pieces are done; None: nobody looks.
     """
     was_training = generator.training
     generator.eval()
@@ -90,7 +100,12 @@ def export_pieces(
     for problem in (0, 1):
         _record_search(generator, reward, problem, calls, purposes)
     modules = make_pieces(generator, reward)
-    exported = {name: export_module(modules[name][0], piece_calls) for name, piece_calls in calls.items()}
+    exported = {}
+    with contextlib.nullcontext() if progress is None else progress.task("pieces", len(calls)) as task:
+        for name, piece_calls in calls.items():
+            exported[name] = export_module(modules[name][0], piece_calls, kept)
+            if task is not None:
+                task.advance()
     generator.train(was_training)
     return exported
 
@@ -188,10 +203,11 @@ class _WithWeights(nn.Module):
         return torch.func.functional_call(self._module[0], weights, inputs[: self._num_values])
 
 
-def export_module(module: nn.Module, calls: list[tuple[Tensor, ...]]) -> ExportedPiece:
+def export_module(module: nn.Module, calls: list[tuple[Tensor, ...]], kept: KeptPieces | None = None) -> ExportedPiece:
     """Exports one module; `calls`: arguments of several calls, which differ wherever a dimension is dynamic.
 
-    A process traces what differs in nothing but weights once.
+    A process traces what differs in nothing but weights once; with `kept` all processes together do, where the module's
+    classes are of this package or of torch.
     """
     module.eval()
     dynamic = [_varying_dims([call[place] for call in calls]) for place in range(len(calls[-1]))]
@@ -200,7 +216,12 @@ def export_module(module: nn.Module, calls: list[tuple[Tensor, ...]]) -> Exporte
     traced = (_structure(module), *(_form(value, dims) for value, dims in zip(sample, dynamic, strict=True)))
     traced = (*traced, *((name, _form(value, [])) for name, value in weights.items()))
     if traced not in _exported:
-        _exported[traced] = ExportedPiece(_traced(module, sample, dynamic, weights), tuple(weights))
+        model = None if kept is None else kept.find(traced)
+        if model is None:
+            model = _traced(module, sample, dynamic, weights)
+            if kept is not None:
+                kept.keep(traced, model)
+        _exported[traced] = ExportedPiece(model, tuple(weights))
     return _exported[traced]
 
 

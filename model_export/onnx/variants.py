@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model_export.model import HistoryBatch
+from model_export.model.generator import HistoryBatch
 from model_export.onnx.config import ExportConfig
 from model_export.onnx.parity import Parity, compare
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch, Slates
 from service.bundle import Manifest, Variant
 from service.bundle.manifest import Engine, Precision
 from service.errors import RunnerError

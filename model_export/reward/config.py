@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from model_export.model import ModelConfig
+from model_export.model.config import ModelConfig
 
 Scope = Literal["session", "item", "position"]
 

@@ -6,7 +6,7 @@ Legend: B requests, T history length, W beams, K slate size, L levels, N items, 
 import torch
 from torch import Tensor, nn
 
-from model_export.model import HistoryBatch
+from model_export.model.generator import HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from model_export.reward.model import RewardBatch, RewardModel
 from model_export.search.candidates import take

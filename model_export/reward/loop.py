@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from model_export.data.feedback import Feedback
 from model_export.data.splits import TRAIN, VALID
-from model_export.model import HistoryBatch
+from model_export.model.generator import HistoryBatch
 from model_export.progress import Progress as Bar
 from model_export.reward.config import RewardConfig
 from model_export.reward.model import RewardModel

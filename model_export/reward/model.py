@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_export.model import GeneratorSpec, HistoryBatch, ModelConfig
 from model_export.model.attention import MASKED, Attention
+from model_export.model.config import GeneratorSpec, ModelConfig
 from model_export.model.experts import FeedForward
+from model_export.model.generator import HistoryBatch
 from model_export.model.history import EncoderLayer, HistoryEncoder
 from model_export.reward.company import Company, CompanyTerm, likeness
 from model_export.reward.config import RewardConfig

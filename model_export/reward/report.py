@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from model_export.data import PreparedData
 from model_export.data.feedback import Feedback
+from model_export.data.prepared import PreparedData
 from model_export.data.splits import PARTS, TEST
 from model_export.reward.calibration import calibration_error, log_loss
 from model_export.reward.ranking import Float, Interval, Ranking, Resamples, interval

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.progress import Progress
 from model_export.reward.config import RewardConfig, Scope
 from model_export.reward.report import RewardReport, reward_report

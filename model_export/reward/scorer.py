@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import Examples
+from model_export.data.examples import Examples
 
 
 class SlateScorer(Protocol):

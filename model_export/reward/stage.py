@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_export.data import PreparedData
 from model_export.data.feedback import Feedback
+from model_export.data.prepared import PreparedData
 from model_export.data.splits import TRAIN, VALID
-from model_export.model import GeneratorSpec
+from model_export.model.config import GeneratorSpec
 from model_export.progress import Progress
 from model_export.reward.calibration import fit_platt
 from model_export.reward.config import RewardConfig

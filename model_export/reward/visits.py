@@ -12,12 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
 from model_export.data.feedback import Feedback
-from model_export.model import GeneratorSpec, HistoryBatch
+from model_export.data.prepared import PreparedData
+from model_export.model.config import GeneratorSpec
+from model_export.model.generator import HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from model_export.reward.model import RewardBatch
-from model_export.tokenizer import Tokenization
+from model_export.tokenizer.tokenization import Tokenization
 from model_export.train.batches import Collator
 from model_export.train.catalog import TrainingCatalog
 

@@ -9,7 +9,7 @@ Legend: K slate size, L levels; other letters as in `model_export.search.pieces`
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from service.inference.feeds import OUTPUTS
 
 Value = TypeVar("Value")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model_export.model import Generator, HistoryBatch
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.search.driver import (
     HISTORY_INPUTS,
     HISTORY_ROWS,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from model_export.search.driver import ITEM_REWARDS, Pieces, Value, graph_inputs, run_search, trie_inputs
 from model_export.search.forced import FORCED_ROWS, RUNNER_UP_OUTPUTS, ForcedPieces
 from model_export.search.sampled import LEVEL_PROPENSITIES, SAMPLER_INPUTS, run_sampler

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model_export.model import Generator, HistoryBatch
 from model_export.model.decoder import DecoderLayer
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from model_export.search.candidates import DEAD, Filters, child_of_rows, full_groups, open_root, take
 from model_export.search.choice import Distinct, Places, Select, SelectRoot, Widen

@@ -22,7 +22,7 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from model_export.search.candidates import DEAD, take
 from model_export.search.driver import Pieces, Value, run_search
 from model_export.search.noise import after_code, gumbel, uniform

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from model_export.search.candidates import DEAD, Excluded, Filters, child_logprobs, closed, open_nodes, take
 
 MISSING = 1024.0

@@ -6,8 +6,8 @@ Legend: H mixtures of the generator (one a decoder layer), E experts, A active e
 import torch
 from torch import Tensor
 
-from model_export.model import Generator
 from model_export.model.experts import MixtureOfExperts
+from model_export.model.generator import Generator
 
 _IDLE_SHARE = 0.1
 """An expert with less than this share of an even load counts as idle."""

@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model_export.data import Examples, PreparedData
-from model_export.model import GeneratorSpec, HistoryBatch
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.model.config import GeneratorSpec
+from model_export.model.generator import HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from model_export.train.catalog import TrainingCatalog
 from service.inference.runner import age_seconds

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from service.catalog import CatalogSnapshot
 from service.domain import Item
 

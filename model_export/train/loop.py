@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_export.data import Examples, PreparedData
-from model_export.model import Generator, HistoryBatch
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.model.trie import TriePaths
 from model_export.progress import Progress as Bar
 from model_export.train.balancing import ExpertBalancer, added, load_figures

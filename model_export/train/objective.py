@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_export.data import Examples
-from model_export.model import Generator, HistoryBatch
+from model_export.data.examples import Examples
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
 from model_export.train.batches import Collator

@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_export.data import PreparedData
-from model_export.model import Generator, GeneratorSpec, ItemVectors, ModelConfig, TriePaths
+from model_export.data.prepared import PreparedData
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator
+from model_export.model.items import ItemVectors
+from model_export.model.trie import TriePaths
 from model_export.progress import Progress
 from model_export.train.catalog import TrainingCatalog
 from model_export.train.config import TrainConfig

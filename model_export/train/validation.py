@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model_export.data import Examples, PreparedData
-from model_export.model import Generator, HistoryBatch
-from model_export.search import BeamSearch
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.model.generator import Generator, HistoryBatch
+from model_export.search.eager import BeamSearch
 from model_export.train.batches import Collator, in_batches
 from model_export.train.catalog import TrainingCatalog
 from model_export.train.config import TrainConfig

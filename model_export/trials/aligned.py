@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from model_export.align import BestOfN, align
+from model_export.align.best_of_n import BestOfN
 from model_export.align.config import CandidateKind
+from model_export.align.stage import align
 from model_export.data.splits import VALID
 from model_export.evaluate.generative import GenerativeRecommender
-from model_export.reward import RewardItems, RewardScorer, TrainedReward, train_reward
-from model_export.tokenizer import Tokenization
-from model_export.train import TrainedGenerator
+from model_export.reward.reward_scorer import RewardScorer
+from model_export.reward.stage import TrainedReward, train_reward
+from model_export.reward.visits import RewardItems
+from model_export.tokenizer.tokenization import Tokenization
+from model_export.train.stage import TrainedGenerator
 from model_export.trials.generators import num_parameters, trained_generator
 from model_export.trials.kinds import FitTask, Fitted
 from model_export.trials.plan import PlanError

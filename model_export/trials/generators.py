@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from model_export.evaluate.generative import GenerativeRecommender, SlateMode
-from model_export.tokenizer import Tokenization
-from model_export.train import TrainedGenerator, train
+from model_export.tokenizer.tokenization import Tokenization
 from model_export.train.loop import METRICS
+from model_export.train.stage import TrainedGenerator, train
 from model_export.trials.kinds import FitTask, Fitted
 from model_export.trials.shared import data_digest
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from model_export.data import PreparedData
-from model_export.evaluate import Recommender
+from model_export.data.prepared import PreparedData
+from model_export.evaluate.recommender import Recommender
 from model_export.progress import Progress
 from model_export.recipe import Recipe, load_recipe
 from model_export.reward.scorer import SlateScorer

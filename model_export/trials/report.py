@@ -6,8 +6,7 @@ from typing import Any
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
-from model_export.evaluate import Report
-from model_export.evaluate.report import Number
+from model_export.evaluate.report import Number, Report
 from model_export.trials.plan import Tables
 from model_export.trials.trial import Status, write_whole
 

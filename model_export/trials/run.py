@@ -15,12 +15,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import PreparedData, prepare
-from model_export.evaluate import EvaluateConfig, Report, Seeds, evaluate
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
+from model_export.evaluate.config import EvaluateConfig
+from model_export.evaluate.evaluation import evaluate
 from model_export.evaluate.measuring import Bench
 from model_export.evaluate.metrics import ITEM_METRICS
-from model_export.evaluate.recommender import Competitor
+from model_export.evaluate.recommender import Competitor, Seeds
 from model_export.evaluate.recorded import RecordedLists
+from model_export.evaluate.report import Report
 from model_export.evaluate.samples import draw_samples
 from model_export.progress import Progress
 from model_export.tokenizer.config import TokenizerConfig

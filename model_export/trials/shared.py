@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import PreparedData
-from model_export.tokenizer import Tokenization, tokenize
+from model_export.data.prepared import PreparedData
 from model_export.tokenizer.config import TokenizerConfig
 from model_export.tokenizer.embeddings import embed_items
+from model_export.tokenizer.stage import tokenize
+from model_export.tokenizer.tokenization import Tokenization
 from model_export.trials.plan import digest
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.data.simulator import SimulatorConfig, Truth, simulate
 from model_export.evaluate.recommender import Items
 from model_export.progress import Progress

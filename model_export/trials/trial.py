@@ -16,9 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.data.simulator import Truth
-from model_export.evaluate import EvaluateConfig
+from model_export.evaluate.config import EvaluateConfig
 from model_export.evaluate.recorded import RecordedLists
 from model_export.evaluate.samples import draw_samples
 from model_export.progress import Progress

@@ -8,15 +8,18 @@ import numpy as np
 import onnx
 import torch
 from search_problems import VECTOR_WIDTH, Problem, item_vectors, make_affinity_matter, make_catalog, rows_of
+from untraced import untraced
 
-from model_export.model import Generator, GeneratorSpec, HistoryBatch, ModelConfig
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.onnx.assemble import assemble
+from model_export.onnx.kept import KeptPieces
 from model_export.onnx.pieces import export_pieces
 from model_export.onnx.weights import graph_file, save_graphs
 from model_export.reward.config import RewardConfig
 from model_export.reward.graph import RewardGraph
 from model_export.reward.model import RewardModel
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch, Slates
 from model_export.search.graphs import graph_plans
 from service.bundle import Manifest
 from service.bundle.manifest import Precision, Purpose
@@ -148,7 +151,9 @@ def _lively(generator: Generator) -> Generator:
 
 def export_to(folder: Path, generator: Generator, reward: RewardGraph | None = None) -> Exported:
     """Writes its graphs and their weights; they have room for every catalog of its codebooks."""
-    graphs = assemble(generator, export_pieces(generator, reward), generator.spec.codebook_sizes, reward)
+    with untraced():
+        pieces = export_pieces(generator, reward, kept=KeptPieces.of_user())
+    graphs = assemble(generator, pieces, generator.spec.codebook_sizes, reward)
     save_graphs(graphs, folder)
     files = {graph_file(purpose): "draft" for purpose in graphs}
     manifest = Manifest.model_validate({**manifest_fields(generator, reward), "files": files})

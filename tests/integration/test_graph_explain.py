@@ -10,8 +10,8 @@ from exported_graphs import TOLERANCE, Exported, as_batch, eager
 from search_problems import Problem, random_problem
 
 from model_export.onnx.variants import explained_difference
-from model_export.search import BeamSearch
 from model_export.search.driver import trie_inputs
+from model_export.search.eager import BeamSearch
 from model_export.search.forced import ForcedPieces
 from service.inference.runner import DEAD_SCORE, Runner
 

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from search_problems import Problem, random_problem, rows_of
 from test_graph_batching import NUM_REQUESTS, _fixed_width, some_requests
 
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch, Slates
 from model_export.search.noise import PRIMES
 from service.errors import RunnerError
 from service.inference.openvino_runner import compile_graph, has_bfloat16

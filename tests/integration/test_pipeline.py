@@ -1,5 +1,9 @@
-"""The pipeline of stages: what is done stays done, what broke is redone, and nothing is silently something else."""
+"""The pipeline of stages: what is done stays done, what broke is redone, and nothing is silently something else.
 
+Longer than other files, because all of it begins with one finished run, which takes a while.
+"""
+
+import gzip
 import io
 import json
 import os
@@ -14,7 +18,6 @@ import tiny_build
 import torch
 from rich.console import Console
 
-from model_export import pipeline
 from model_export.data.errors import DataError
 from model_export.pipeline import Run, StageError
 from model_export.progress import Progress
@@ -22,6 +25,13 @@ from model_export.recipe import Recipe, load_recipe
 from service.bundle.manifest import FORMAT_VERSION
 
 STAGES = ("prepare", "tokenize", "train", "evaluate", "export")
+WORK = {
+    "prepare": "model_export.data.preparation.prepare",
+    "tokenize": "model_export.tokenizer.stage.tokenize",
+    "evaluate": "model_export.evaluate.evaluation.evaluate",
+    "export": "model_export.onnx.export.export",
+}
+"""What a stage calls."""
 
 
 class Broken(Exception):
@@ -48,7 +58,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread; no real export."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(pipeline, "export", fake_export)
+    monkeypatch.setattr(WORK["export"], fake_export)
     yield
     torch.set_num_threads(threads)
 
@@ -67,18 +77,18 @@ def state_of(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Path:
     """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("built") / "run"
+    folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "export", fake_export)
+        patch.setattr(WORK["export"], fake_export)
         run_in(folder)[0].build(log)
     return folder
 
 
 @pytest.fixture
-def copy(tmp_path: Path, built: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "run"))
+def copy(tmp_path: Path, finished: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_second_build_runs_nothing(copy: Path, log: Path) -> None:
@@ -116,7 +126,7 @@ def test_a_stage_that_broke_in_the_middle_is_redone_from_scratch_and_so_are_the_
         raise Broken
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, stage, dies)
+        patch.setattr(WORK[stage], dies)
         with pytest.raises(Broken):
             run_in(copy)[0].build(log)
     assert (copy / stage / "left over").exists()
@@ -228,9 +238,9 @@ def test_a_recipe_that_aligns_is_evaluated_and_exported_as_aligned(copy: Path, l
     said = [line.partition(":")[0] for line in out.getvalue().splitlines()]
     assert [word for word in said if word in stages] == stages
     assert (copy / "reward" / "report.md").exists()
-    served, aligned = run._trained().generator.state_dict(), torch.load(copy / "align" / "generator.pt")
+    served, aligned = run.generator().generator.state_dict(), torch.load(copy / "align" / "generator.pt")
     assert all(torch.equal(served[name], weights) for name, weights in aligned.items())
-    trained = run._pretrained().generator.state_dict()
+    trained = run_small(copy, "align.num_iterations=0")[0].generator().generator.state_dict()
     assert (copy / "align" / "metrics.jsonl").read_text().count("\n") >= 1
     assert served.keys() == trained.keys()
     manifest = json.loads((copy / "export" / "manifest.json").read_text())
@@ -256,7 +266,7 @@ def test_a_recipe_that_chooses_by_reward_has_a_reward_model_without_alignment(
         given.append(arguments[7])
         return fake_export(*arguments)
 
-    monkeypatch.setattr(pipeline, "export", export)
+    monkeypatch.setattr(WORK["export"], export)
     for stage in ("evaluate", "export"):  # of another recipe
         (copy / f"{stage}.done").unlink()
     chooses = ("align.num_iterations=0", "export.choice=reward")
@@ -319,6 +329,18 @@ def test_from_where_the_data_are_named_does_not_matter(log: Path, monkeypatch: p
 def test_missing_data_is_an_error_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         run_in(tmp_path / "run")[0].build(tmp_path / "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_may_be_named_without_its_gz_and_what_was_not_made_is_not_given(tmp_path: Path) -> None:
+    rows = "".join(f"u{n % 7},i{n % 5},{1_700_000_000 + 60 * n}\n" for n in range(80))
+    (tmp_path / "events.csv.gz").write_bytes(gzip.compress(f"user_id,item_id,timestamp\n{rows}".encode()))
+    run, _ = run_in(tmp_path / "run", "prepare.format=table", "prepare.repeat_policy=allow")
+    run.prepare(tmp_path / "events.csv")
+    assert run.prepared().num_events == 80
+    for made in (run.tokenization, run.generator, run.reward_model, run.report):
+        with pytest.raises(StageError, match="with this --out first"):
+            made()
 
 
 def test_a_place_that_cannot_take_the_bundle_is_refused_before_any_work(tmp_path: Path, log: Path) -> None:
@@ -364,7 +386,7 @@ def test_an_old_bundle_stays_whole_until_the_new_one_is(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shutil, "copytree", full_disk)
+        patch.setattr(shutil, "copytree", full_disk)
         with pytest.raises(OSError, match="No space"):
             run_in(copy)[0].build(log, target)
     assert sorted(file.name for file in target.iterdir()) == ["manifest.json", "only old"]

@@ -12,9 +12,12 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.data import DataError, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
 from model_export.data.core import k_core
+from model_export.data.errors import DataError
 from model_export.data.examples import Examples
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 
 GAP_S = 100
 SPLITS = ("train", "valid", "test")

@@ -5,7 +5,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.data import PrepareConfig
+from model_export.data.config import PrepareConfig
 from model_export.data.feedback import build_feedback
 from model_export.data.log import EVENT_SCHEMA, EventLog
 

@@ -22,7 +22,7 @@ from search_problems import (
     tiny_generator,
 )
 
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch, Slates
 
 MOST_ITEMS = 6
 WIDE = 160

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from search_problems import TOLERANCE, Oracle, Problem
 from test_search_exact import searches
 
-from model_export.search import BeamSearch
 from model_export.search.driver import trie_inputs
+from model_export.search.eager import BeamSearch
 from model_export.search.forced import NUM_RUNNER_UPS, ForcedPieces
 
 DEAD = np.float32(-1e30)

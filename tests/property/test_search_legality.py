@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from search_problems import CODEBOOK_SIZES, SCORE_MODES, Problem, random_problem, tiny_generator
 
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch, Slates
 
 SLATE_SIZE = 4
 NUM_REQUESTS = 512

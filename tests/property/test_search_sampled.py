@@ -24,7 +24,7 @@ from search_problems import (
 )
 from test_search_legality import check_legality
 
-from model_export.search import BeamSearch, Slates
+from model_export.search.eager import BeamSearch, Slates
 
 SIDS = [(0, 0), (0, 2), (1, 1), (2, 0), (3, 0), (3, 1), (3, 2)]
 GROUPS = ["a", "", "a", "b", "b", "a", "b"]

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from model_export.tokenizer import Assignment, TokenizerConfig, assign_catalog
+from model_export.tokenizer.assignment import Assignment, assign_catalog
 from model_export.tokenizer.balance import PricedCodes, cheapest_codes, squared_distances
+from model_export.tokenizer.config import TokenizerConfig
 from model_export.tokenizer.groups import Groups, legalise
 from model_export.tokenizer.paths import Rebalancer
 from model_export.tokenizer.shifts import FEW_UNITS, imbalance, shift, shift_many

@@ -26,7 +26,7 @@ from loadtests.bench.decode.timing import System, interleaved, medians
 from loadtests.bench.decode.workload import DecodeWorkload, Measured
 from loadtests.bench.errors import BenchError
 from loadtests.bench.result import Row
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from model_export.onnx.assemble import NamedPieces
 from model_export.onnx.pieces import export_module, export_pieces
 from model_export.search.driver import run_search

@@ -4,7 +4,7 @@ Legend: B batch, T context length (the history and one place more), D width, A h
 V codes of a level.
 """
 
-from model_export.model import GeneratorSpec, ModelConfig
+from model_export.model.config import GeneratorSpec, ModelConfig
 
 
 def useful_flops(

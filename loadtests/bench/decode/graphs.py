@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from loadtests.bench.decode.workload import DecodeWorkload
-from model_export.model import Generator
+from model_export.model.generator import Generator
 from model_export.onnx.assemble import assemble
 from model_export.onnx.pieces import export_pieces
 from model_export.onnx.weights import graph_file, save_graphs

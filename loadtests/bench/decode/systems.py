@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 from loadtests.bench.decode.graphs import Feeds, export_graph, feeds_of, in_onnx_runtime
 from loadtests.bench.decode.timing import interleaved, medians
 from loadtests.bench.decode.workload import DecodeWorkload
-from model_export.model import Generator
-from model_export.search import BeamSearch
+from model_export.model.generator import Generator
+from model_export.search.eager import BeamSearch
 from service.bundle.manifest import Precision
 from service.catalog import CatalogSnapshot
 from service.inference.openvino_runner import compile_graph, has_bfloat16

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 
 from loadtests.bench.result import Row
-from model_export.model import Generator, GeneratorSpec, HistoryBatch, ModelConfig
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator, HistoryBatch
 from model_export.model.history import NUM_RESERVED_CODES
 from service.catalog import CatalogSnapshot
 from service.domain import Item

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.baselines.popularity import next_item_counts
 from model_export.evaluate.baselines.scoring import Scores, ScoringRecommender
 from model_export.evaluate.sequences import history_pairs

@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.baselines.scoring import Scores, ScoringRecommender
 
 

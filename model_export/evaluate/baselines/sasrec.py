@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.baselines.popularity import next_item_counts
 from model_export.evaluate.baselines.sasrec_config import SasRecConfig
 from model_export.evaluate.baselines.sasrec_model import SasRecModel

@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.recommender import Items
 from model_export.evaluate.sequences import available, excluded_pairs
 

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from training_data import catalog_of, generator_of, grid_sids, walks
 
-from model_export.align import AlignConfig
-from model_export.data import Examples, PreparedData
-from model_export.model import ModelConfig
-from model_export.train import TrainedGenerator
+from model_export.align.config import AlignConfig
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.model.config import ModelConfig
+from model_export.train.stage import TrainedGenerator
 
 NUM_ITEMS = 24
 SIZE = 4

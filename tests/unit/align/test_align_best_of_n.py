@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from alignment_world import Taste, large_items, start, world
 
-from model_export.align import BestOfN
+from model_export.align.best_of_n import BestOfN
 from model_export.align.candidates import CandidateSearch
 from model_export.evaluate.generative import GenerativeRecommender
 

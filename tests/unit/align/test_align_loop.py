@@ -15,11 +15,12 @@ from rich.console import Console
 from training_data import MODEL as EXPERTS
 from training_data import generator_of
 
-from model_export.align import AlignConfig, align
+from model_export.align.config import AlignConfig
 from model_export.align.measurement import Measurement, is_kept
+from model_export.align.stage import align
 from model_export.progress import Progress
-from model_export.train import TrainedGenerator
 from model_export.train.catalog import TrainingCatalog
+from model_export.train.stage import TrainedGenerator
 
 
 class Killed(BaseException):

@@ -19,7 +19,7 @@ from model_export.align.losses import (
     slate_logprobs,
 )
 from model_export.model.trie import TriePaths
-from model_export.search import BeamSearch
+from model_export.search.eager import BeamSearch
 
 
 def pairs_of(policy_PS: torch.Tensor, reference_PS: torch.Tensor) -> SlateGroups:

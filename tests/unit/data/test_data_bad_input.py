@@ -7,7 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from model_export.data import DataError, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.errors import DataError
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 
 HEADER = "user_id,item_id,timestamp,action,value,session_id"
 GOOD = [f"ann,i{n % 7},{1000 + n},view,{n}," for n in range(20)]

@@ -5,7 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from model_export.data import DataError, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.errors import DataError
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 from service.eventlog.dataset import LogDataset
 from service.eventlog.rows import SCHEMAS, Row
 

@@ -8,7 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_export.data import DataError, Examples, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.errors import DataError
+from model_export.data.examples import Examples
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 from model_export.data.simulator import SimulatorConfig, write_simulation
 
 FILES = ("events.parquet", "items.parquet", "examples.parquet", "meta.json", "rejects.jsonl")

@@ -11,7 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_export.data import DataError, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.errors import DataError
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 from model_export.data.sessions import number_sessions
 
 SharedData = Callable[[str], Path]

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.data import Examples, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.examples import Examples
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 
 INTER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 

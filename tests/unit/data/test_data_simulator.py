@@ -8,7 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_export.data import PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 from model_export.data.simulator import SimulatorConfig, log_sha256, simulate, write_simulation
 
 FILES = ("events.parquet", "impressions.parquet", "items.parquet")

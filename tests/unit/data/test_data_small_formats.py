@@ -6,7 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_export.data import DataError, PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.errors import DataError
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 
 
 def prepared(path: Path, format_name: str, **config: object) -> PreparedData:

@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_export.data import PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 
 START_S = 1_700_000_000
 EVENTS = pl.DataFrame(

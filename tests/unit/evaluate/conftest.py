@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 
 
 def examples_of(bounds: Sequence[tuple[int, int, int, int]]) -> Examples:

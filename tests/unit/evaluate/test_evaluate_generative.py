@@ -8,13 +8,15 @@ import polars as pl
 import pytest
 import torch
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.generative import MIN_ITEM_BEAM, GenerativeRecommender
 from model_export.evaluate.mmr import mmr, relevance
-from model_export.model import Generator, GeneratorSpec, ModelConfig
-from model_export.search import BeamSearch
-from model_export.train import TrainedGenerator, TrainingCatalog
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator
+from model_export.search.eager import BeamSearch
 from model_export.train.batches import Collator
+from model_export.train.catalog import TrainingCatalog
+from model_export.train.stage import TrainedGenerator
 
 NUM_ITEMS, K = 70, 4
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from model_export.data import PrepareConfig, PreparedData, prepare
+from model_export.data.config import PrepareConfig
+from model_export.data.preparation import prepare
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.baselines.cooccurrence import Cooccurrence
 from model_export.evaluate.baselines.popularity import Popularity
 from model_export.evaluate.metrics import item_metrics

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from model_export.data import Examples, PreparedData
-from model_export.evaluate import EvaluateConfig, Report, evaluate
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.baselines.popularity import Popularity
 from model_export.evaluate.buckets import buckets
+from model_export.evaluate.config import EvaluateConfig
+from model_export.evaluate.evaluation import evaluate
 from model_export.evaluate.recommender import Items
+from model_export.evaluate.report import Report
 from model_export.evaluate.sequences import first_targets
 
 CONFIG = EvaluateConfig(ks=(1, 3), headline_k=3, num_bootstrap_samples=200)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from model_export.data import Examples, PreparedData
-from model_export.evaluate import EvaluateConfig, Seeds, evaluate
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.bootstrap import cluster_counts, resample, resampled_means
-from model_export.evaluate.recommender import Items
+from model_export.evaluate.config import EvaluateConfig
+from model_export.evaluate.evaluation import evaluate
+from model_export.evaluate.recommender import Items, Seeds
 from model_export.evaluate.recorded import RecordedLists
 from model_export.evaluate.samples import draw_samples
 

@@ -13,8 +13,9 @@ from search_problems import (
     tiny_generator,
 )
 
-from model_export.model import Generator, GeneratorSpec, HistoryBatch, ModelConfig
+from model_export.model.config import GeneratorSpec, ModelConfig
 from model_export.model.decoder import SlateDecoder
+from model_export.model.generator import Generator, HistoryBatch
 
 SIZES = (4, 3, 3)
 K = 3

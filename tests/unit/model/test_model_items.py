@@ -6,7 +6,8 @@ import torch
 from search_problems import VECTOR_WIDTH, item_vectors, make_catalog, make_history, rows_of, tiny_generator
 from torch.nn import functional as F
 
-from model_export.model import ItemVectors, TriePaths
+from model_export.model.items import ItemVectors
+from model_export.model.trie import TriePaths
 from service.catalog.trie import vectors_of_children
 
 SIDS = [(0, 0, 0), (0, 0, 2), (0, 2, 1), (2, 1, 0), (3, 0, 1), (3, 0, 2), (3, 2, 0)]

@@ -18,7 +18,7 @@ from search_problems import (
 
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
-from model_export.search import BeamSearch
+from model_export.search.eager import BeamSearch
 
 CPU = torch.device("cpu")
 

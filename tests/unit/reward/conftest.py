@@ -7,7 +7,7 @@ import pytest
 import torch
 from feedback_data import config_of, items_of, quiet, visits_with_boredom
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.reward.stage import TrainedReward, train_reward
 
 KINDS = {

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import polars as pl
 from rich.console import Console
 
-from model_export.data import Examples, PreparedData
+from model_export.data.examples import Examples
 from model_export.data.feedback import Feedback
+from model_export.data.prepared import PreparedData
 from model_export.progress import Progress
 from model_export.reward.config import RewardConfig
 from model_export.reward.visits import RewardItems

@@ -8,7 +8,8 @@ import pytest
 import torch
 from feedback_data import CODEBOOK_SIZES, NUM_GROUPS, config_of, items_of
 
-from model_export.model import GeneratorSpec, HistoryBatch
+from model_export.model.config import GeneratorSpec
+from model_export.model.generator import HistoryBatch
 from model_export.reward.config import RewardConfig
 from model_export.reward.model import RewardBatch, RewardModel, shared_codes
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.reward.ranking import Ranking
 from model_export.reward.report import SHUFFLED, RewardReport, reward_report, shuffled_sessions
 from model_export.reward.stage import TrainedReward

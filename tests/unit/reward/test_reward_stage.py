@@ -16,11 +16,14 @@ from rich.console import Console
 
 from loadtests.bench.evaluation import reward_result
 from loadtests.bench.results_page import render
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.progress import Progress
-from model_export.reward import RewardReport, RewardScorer, TrainedReward, reward_with_rivals, train_reward
 from model_export.reward.company import CompanyTerm
 from model_export.reward.graph import RewardGraph
+from model_export.reward.report import RewardReport
+from model_export.reward.reward_scorer import RewardScorer
+from model_export.reward.rivals import reward_with_rivals
+from model_export.reward.stage import TrainedReward, train_reward
 from model_export.train.batches import Collator
 from model_export.train.catalog import TrainingCatalog
 

@@ -11,7 +11,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from model_export.tokenizer import TokenizerConfig, embed_items
+from model_export.tokenizer.config import TokenizerConfig
+from model_export.tokenizer.embeddings import embed_items
 from service.bundle.item_encoder import ItemEncoder, item_text
 from service.errors import BundleError
 

@@ -8,7 +8,10 @@ import pytest
 
 from model_export.data.config import PrepareConfig
 from model_export.data.preparation import prepare
-from model_export.tokenizer import TokenizerConfig, assign_catalog, embed_items, max_branch
+from model_export.tokenizer.assignment import assign_catalog
+from model_export.tokenizer.config import TokenizerConfig
+from model_export.tokenizer.embeddings import embed_items
+from model_export.tokenizer.tokenization import max_branch
 from service.bundle.item_encoder import assign_new, item_text
 
 HELD_OUT_SHARE = 0.05

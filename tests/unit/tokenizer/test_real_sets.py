@@ -10,7 +10,9 @@ import pytest
 from model_export.data.config import PrepareConfig
 from model_export.data.preparation import prepare
 from model_export.data.prepared import PreparedData
-from model_export.tokenizer import Tokenization, TokenizerConfig, tokenize
+from model_export.tokenizer.config import TokenizerConfig
+from model_export.tokenizer.stage import tokenize
+from model_export.tokenizer.tokenization import Tokenization
 from service.bundle.item_encoder import assign_new, item_text
 
 FOLDERS = {"industrial": "industrial", "beauty": "amazon14", "ml-1m": "ml-1m"}

@@ -8,11 +8,12 @@ import pytest
 import torch
 from training_data import MODEL, build, config_of, generator_of, grid_sids, quiet, trainer_of, walks
 
-from model_export.data import PreparedData
-from model_export.model import Generator, ModelConfig
+from model_export.data.prepared import PreparedData
+from model_export.model.config import ModelConfig
 from model_export.model.experts import MixtureOfExperts
-from model_export.train import TrainedGenerator, train
+from model_export.model.generator import Generator
 from model_export.train.balancing import ExpertBalancer, added, load_figures
+from model_export.train.stage import TrainedGenerator, train
 
 FOUR = dataclasses.replace(MODEL, num_experts=4, num_active_experts=2, decoder_layers=2)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_data import Bounds, build, catalog_of, examples_of, generator_of, grid_sids, walks
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.train.batches import Collator, in_batches, shuffled_batches, training_examples
 
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ import torch
 from torch.nn import functional as F
 from training_data import MODEL, build, catalog_of, config_of, generator_of, grid_sids, quiet, trainer_of, walks
 
-from model_export.search import BeamSearch
-from model_export.train import TrainConfig, TrainedGenerator, train
+from model_export.search.eager import BeamSearch
 from model_export.train.batches import Collator
+from model_export.train.config import TrainConfig
 from model_export.train.loop import Trainer, _emptied
-from model_export.train.stage import plot_curves
+from model_export.train.stage import TrainedGenerator, plot_curves, train
 from model_export.train.validation import Validation, Validator
 
 SIZE, LEVELS = 4, 2

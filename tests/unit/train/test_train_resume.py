@@ -15,7 +15,8 @@ from training_data import MODEL, config_of, grid_sids, walks
 
 from model_export.progress import Progress
 from model_export.train import checkpoint as checkpoint_module
-from model_export.train import loop, train
+from model_export.train import loop
+from model_export.train.stage import train
 
 PREPARED = walks(20, 20, 10)  # 140 examples: 9 steps an epoch
 SIDS = grid_sids(20, 4, 3)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from training_data import MODEL, build, catalog_of, config_of, generator_of, grid_sids, quiet, trainer_of, walks
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.generative import GenerativeRecommender
 from model_export.model.losses import next_code_loss
 from model_export.model.trie import TriePaths
-from model_export.train import train
 from model_export.train.batches import Collator
 from model_export.train.objective import Objective
+from model_export.train.stage import train
 
 CPU = torch.device("cpu")
 SIDS = grid_sids(7, 4, 2)

@@ -11,10 +11,13 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from model_export.data import Examples, PreparedData
-from model_export.model import Generator, GeneratorSpec, ModelConfig
+from model_export.data.examples import Examples
+from model_export.data.prepared import PreparedData
+from model_export.model.config import GeneratorSpec, ModelConfig
+from model_export.model.generator import Generator
 from model_export.progress import Progress
-from model_export.train import TrainConfig, TrainingCatalog
+from model_export.train.catalog import TrainingCatalog
+from model_export.train.config import TrainConfig
 from model_export.train.loop import Trainer
 
 MODEL = ModelConfig(

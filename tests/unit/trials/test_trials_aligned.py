@@ -11,17 +11,20 @@ import pytest
 from rich.console import Console
 from trial_plans import ENOUGH, GENERATOR, write_plan
 
-from model_export.data import PreparedData
-from model_export.evaluate import EvaluateConfig
+from model_export.data.prepared import PreparedData
+from model_export.evaluate.config import EvaluateConfig
 from model_export.evaluate.recorded import RecordedLists
 from model_export.evaluate.samples import draw_samples
 from model_export.progress import Progress
-from model_export.reward import RewardItems, RewardScorer, TrainedReward
-from model_export.tokenizer import Tokenization
-from model_export.trials import report_folder, run_trials
+from model_export.reward.reward_scorer import RewardScorer
+from model_export.reward.stage import TrainedReward
+from model_export.reward.visits import RewardItems
+from model_export.tokenizer.tokenization import Tokenization
 from model_export.trials.kinds import FitTask, plan_recipe
 from model_export.trials.plan import PlanError
 from model_export.trials.registry import kind_of
+from model_export.trials.report import report_folder
+from model_export.trials.run import run_trials
 from model_export.trials.shared import Shared
 from model_export.trials.trial import LISTS
 

@@ -3,9 +3,9 @@
 import pytest
 from trial_plans import SASREC, write_plan
 
-from model_export.trials import load_plan, run_trials
-from model_export.trials.plan import PLANS, PlanError
+from model_export.trials.plan import PLANS, PlanError, load_plan
 from model_export.trials.registry import check_models
+from model_export.trials.run import run_trials
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PLANS.glob("*.toml")))

@@ -7,7 +7,8 @@ from trial_plans import ENOUGH, write_plan
 
 from loadtests.bench.evaluation import trials_result
 from loadtests.bench.results_page import render
-from model_export.trials import TrialsReport, run_trials
+from model_export.trials.report import TrialsReport
+from model_export.trials.run import run_trials
 
 
 @pytest.fixture(scope="module")

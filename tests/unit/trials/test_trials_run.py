@@ -13,15 +13,16 @@ import pytest
 from rich.console import Console
 from trial_plans import GENERATOR, PLAN, SASREC, write_plan
 
-from model_export.data import PreparedData
+from model_export.data.prepared import PreparedData
 from model_export.evaluate.baselines.cooccurrence import Cooccurrence, CooccurrenceConfig
 from model_export.evaluate.baselines.sasrec import SasRec
 from model_export.evaluate.recorded import RecordedLists
 from model_export.progress import Progress
-from model_export.trials import TrialsReport, report_folder, run_trials
 from model_export.trials.baselines import SasRecKind
 from model_export.trials.generators import GeneratorKind
 from model_export.trials.kinds import FitTask
+from model_export.trials.report import TrialsReport, report_folder
+from model_export.trials.run import run_trials
 from model_export.trials.shared import Shared
 from model_export.trials.trial import LISTS, METER, RESULT, Result
 
@@ -261,7 +262,7 @@ def test_a_run_that_is_killed_leaves_no_process_and_goes_on_where_it_was(tmp_pat
     plan = write_plan(tmp_path / "plan.toml", models=ENDLESS)
     script = tmp_path / "killed.py"
     script.write_text(
-        "from pathlib import Path\nfrom model_export.trials import run_trials\n"
+        "from pathlib import Path\nfrom model_export.trials.run import run_trials\n"
         f"if __name__ == '__main__':\n    run_trials({str(plan)!r}, Path({str(tiny_log)!r}), Path('out'), jobs=1)\n"
     )
     paths = os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])
