@@ -2,18 +2,19 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench chaos clean pins
+.PHONY: help install demo docs test lint types bench chaos clean pins
 
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3 python3.13; do \
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
 	then command -v $$candidate; break; fi; done)
 PORT ?= 8000
 FORMAT ?= movielens
-# Tests that need a GPU or a Debian package are deselected unless asked for: make test MARKS=gpu
-MARKS ?= not gpu and not chromium and not prometheus
+# Tests that need a GPU, a Debian package or kubectl are deselected unless asked for: make test MARKS=gpu
+MARKS ?= not gpu and not chromium and not kubectl and not prometheus
 PYTEST_ARGS ?=
 # Processes that share the tests; 0: this one alone, as a debugger wants it. Each computes with one thread: torch's
-# threads spin, and two processes of two threads on two cores take longer than one.
+# threads spin, and two processes of two threads on two cores take longer than one. In the order of the folders, since
+# files of few but long tests lie in the first ones: by their number of tests they would come last.
 WORKERS ?= 2
 
 BIN := .venv/bin
@@ -27,18 +28,22 @@ SHORTLY := grep --line-buffered -oE \
 
 help:
 	@echo "make demo    build a small model, serve it on 127.0.0.1:PORT, print slates (ONCE=1: and stop; DATA=... FORMAT=...)"
+	@echo "make install what demo, build and serve need, into .venv"
+	@echo "make docs    the documentation as a site, into build/site"
 	@echo "make test    the whole suite, but for tests that need a GPU or system packages"
 	@echo "make lint    ruff and the import contracts; make types: mypy --strict"
 	@echo "make bench   every benchmark (RECORD=1 appends to results/)"
 	@echo "make chaos   everything that can break, broken in full (RECORD=1 appends to results/)"
 	@echo "make clean   remove .venv and caches; runs/ and results/ stay"
 
+install: .venv/demo.stamp
+
 demo: .venv/demo.stamp
 	@$(BIN)/oneslate demo --port $(PORT) $(if $(filter-out 0,$(ONCE)),--once) \
 		$(if $(DATA),--data '$(DATA)' --format '$(FORMAT)')
 
 test: .venv/all.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(MARKS)' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(MARKS)' -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/all.stamp
 	@$(BIN)/ruff check .
@@ -47,6 +52,12 @@ lint: .venv/all.stamp
 
 types: .venv/all.stamp
 	@$(BIN)/mypy --strict
+	@$(BIN)/mypy --strict docs/figures/make.py
+
+# -W: a link that leads nowhere fails.
+docs: .venv/all.stamp
+	@$(BIN)/python -m sphinx -W --keep-going -n -q -j 2 -c docs/site -b html . build/site
+	@echo 'build/site/index.html'
 
 bench: .venv/all.stamp
 	@$(BIN)/oneslate bench decode $(if $(RECORD),--record)
@@ -81,5 +92,5 @@ pins: .venv/all.stamp
 
 .venv/all.stamp: .venv/created.stamp pyproject.toml constraints.txt
 	@echo 'Installing everything that tests and benchmarks need into .venv (once; torch takes a minute or more)'
-	@$(PIP_INSTALL) -e '.[cpu,openvino,train,embedded,load,bench,dev]' | $(SHORTLY)
+	@$(PIP_INSTALL) -e '.[cpu,openvino,train,embedded,load,bench,dev,docs]' | $(SHORTLY)
 	@touch .venv/demo.stamp $@

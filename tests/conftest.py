@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -14,7 +15,12 @@ from loadtests.bench.result import Row, new_result
 
 T = TypeVar("T")
 
-DATA_ROOT = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parent.parent
+DATA_ROOT = ROOT.parent / "shared" / "data"
+
+# Of this checkout and not of whoever runs the tests: pieces of small models are exported once, and not once in each of
+# the many processes.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "xdg")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--chaos-in-full", action="store_true", help="faults as long and loads as large as in `make chaos`"
     )
     parser.addoption("--screenshots", help="folder for what tests/browser saw")
+    parser.addoption("--queries-table", help="file for the queries that tests/monitoring asks, with what came back")
+    parser.addoption("--rewrite-docs", help="folder to build in, in full; the pages' JSON answers are written anew")
     parser.addoption("--record", action="store_true", help="append what was measured in full to results/")
 
 
@@ -61,6 +69,16 @@ def figures(request: pytest.FixtureRequest, in_full: bool) -> Iterator[Figures]:
             result.append_to()
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A service that runs inside of a test sends all logs to the test's stderr, which is closed after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """`shared_data("industrial")`: the folder of a real data set.
@@ -80,13 +98,20 @@ def shared_data() -> Callable[[str], Path]:
     return folder
 
 
-EXPORTED = {"mixture", "dense", "vectors", "dense_vectors", "exported"}
-"""Fixtures whose graphs take half a minute each to export."""
+SHARED = {
+    "graphs": {"mixture", "dense", "vectors", "dense_vectors", "exported"},
+    "build": {"built", "reader"},
+}
+"""Fixtures that take from half a minute to two to make, and the group of those tests that use them."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one of several processes runs: a file's together, and those of exported graphs, made once, too."""
-    of_graphs = {item.path for item in items if EXPORTED & set(getattr(item, "fixturenames", ()))}
+    """Which tests one of several processes runs: a file's together, and those of what is costly to make, made once."""
+    groups = {item.path: item.path.name for item in items}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("graphs" if item.path in of_graphs else item.path.name))
+        for group, fixtures in SHARED.items():
+            if fixtures & set(getattr(item, "fixturenames", ())):
+                groups[item.path] = group
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))

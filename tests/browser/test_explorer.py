@@ -148,7 +148,14 @@ def test_a_card_says_why(page: Page) -> None:
     assert page.slate()[1] in page.find("#why-title").text
     assert page.slate()[1] in taken[-1].text
     assert all(re.search(r"code \d+\n(< )?[\d.]+ %", branch.text) for branch in page.all("#why .branch"))
-    assert page.texts("#why table th") == ["history", "features", "queue", "inference", "total"]
+    assert page.texts("#why table th") == [
+        "history",
+        "features",
+        "queue",
+        "inference",
+        "explanation and the rest",
+        "total",
+    ]
     page.shot("why")
     page.find("#why button[aria-label=Close]").click()
     assert not page.find("#why").is_displayed()
@@ -183,6 +190,9 @@ def test_two_slates_side_by_side(page: Page) -> None:
     page.find("#tags-B").send_keys("odd", Keys.TAB)
     page.until(lambda: all(int(name.split()[1]) % 2 for name in page.slate(1)))
     assert len(Select(page.find("#model-A")).options) == 2
+    page.find("#beams-B").send_keys("2", Keys.TAB)
+    page.until(lambda: "2 beams" in page.all(".column > .note")[1].text)
+    assert "4 beams" in page.all(".column > .note")[0].text
     assert page.all(".card.only")
     page.shot("comparison")
     page.find("#compare").click()

@@ -26,6 +26,8 @@ from service.history.embedded import find_redis_server
 
 ROOT = Path(__file__).resolve().parents[2]
 ONESLATE = [sys.executable, "-c", "import oneslate; oneslate.main()"]
+PATIENCE_S = 120.0
+"""Of a client, with a batch of events that nobody acknowledges."""
 
 
 def free_port() -> int:
@@ -209,7 +211,11 @@ class Ingest:
                     batch = next(self._batches, None)
                 if batch is None:
                     return
+                given_up_s = time.monotonic() + PATIENCE_S
                 while not self._is_acknowledged(client, batch):
+                    if time.monotonic() > given_up_s:  # as where the test has failed and nobody listens any more
+                        self.trouble.append(f"not acknowledged within {PATIENCE_S:.0f} s")
+                        return
                     with self._lock:
                         self.num_retries += 1
                     time.sleep(0.02)

@@ -1,7 +1,6 @@
 """One build of a tiny log for all tests of the command."""
 
-import socket
-
+import live_http
 import pytest
 import tiny_build
 from tiny_build import Built
@@ -22,6 +21,4 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    return live_http.free_port()

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from service.keys import ApiKey, digest, read_keys, write_keys
 
 COMMANDS = [
     "build", "prepare", "tokenize", "train", "reward", "align", "evaluate", "export", "simulate", "trials", "serve",
-    "collect", "doctor", "demo", "loadtest", "results",
+    "backfill", "collect", "doctor", "demo", "loadtest", "openapi", "recommend", "results",
 ]  # fmt: skip
 BENCHES = ["batching", "decode", "http", "live", "overload", "tokenize"]
 KEYS = ["list", "new", "revoke"]
@@ -28,8 +29,28 @@ OPTIONS = {"batching": ["--bundle", "."], "live": ["--bundle", "."]}
 """What a bench cannot do without: a bundle to serve."""
 
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
 def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     return tiny_build.oneslate(*arguments, cwd=cwd, timeout_s=120, **more)
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """As `run`, in this process, because importing torch takes seconds: what leaves `main` but an exit is an error."""
+
+    def run_here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["oneslate", *arguments])
+        for name in [name for name in os.environ if name.startswith("ONESLATE_")]:
+            monkeypatch.delenv(name)
+        with pytest.raises(SystemExit) as caught:
+            oneslate.main()
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, int(caught.value.code or 0), said.out, said.err)
+
+    return run_here
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -143,8 +164,7 @@ def test_a_mistake_is_one_clear_line_and_its_exit_code(
     files: Path,
     tmp_path: Path,
     free_port: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    run_here: Run,
     arguments: list[str],
     code: int,
     words: list[str],
@@ -154,15 +174,7 @@ def test_a_mistake_is_one_clear_line_and_its_exit_code(
         (cwd / "runs" / "demo" / "simulator").mkdir(parents=True)
         (cwd / "runs" / "demo" / "simulator" / "done").touch()
         arguments = [*arguments, "--port", str(free_port)]
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr(sys, "argv", ["oneslate", *arguments])
-    for name in [name for name in os.environ if name.startswith("ONESLATE_")]:
-        monkeypatch.delenv(name)
-    # In this process, because importing torch takes seconds: what leaves `main` other than by an exit is a traceback.
-    with pytest.raises(SystemExit) as caught:
-        oneslate.main()
-    said = capfd.readouterr()
-    assert_one_line(subprocess.CompletedProcess(arguments, int(str(caught.value)), said.out, said.err), code, *words)
+    assert_one_line(run_here(*arguments, cwd=cwd), code, *words)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +212,7 @@ def test_a_folder_without_write_permission_is_one_clear_line(files: Path, tmp_pa
 @pytest.mark.parametrize(
     ("command", "module", "extra"),
     [
-        ("train --out x", "torch", "train"),
+        ("trials --plan industrial --data x --out x", "torch", "train"),
         ("build --data x", "polars", "train"),
         ("bench decode", "transformers", "bench"),
         ("bench http", "psutil", "bench"),
@@ -277,45 +289,67 @@ def test_a_build_says_what_it_does_and_where_things_are(built: Built) -> None:
         assert file.stat().st_mode == (built.bundle / "manifest.json").stat().st_mode, file.name
 
 
-def test_a_second_build_is_over_at_once(built: Built) -> None:
+def test_a_second_build_is_over_at_once(built: Built, run_here: Run) -> None:
     before = (built.bundle / "manifest.json").read_text()
     options = ["--recipe", "demo", "--data", "runs/demo/simulator", "--format", "table", "--out", "bundle"]
-    done = run("build", *options, *tiny_build.set_options(), cwd=built.cwd)
+    done = run_here("build", *options, *tiny_build.set_options(), cwd=built.cwd)
     assert done.returncode == 0
     assert done.stderr.count("done already") == 5
     assert (built.bundle / "manifest.json").read_text() == before
 
 
-@pytest.mark.parametrize("arguments", [["serve", "--help"], ["serve", "--bundle", "nowhere"], ["--help"]])
-def test_what_goes_online_never_imports_the_trainer(tmp_path: Path, arguments: list[str]) -> None:
+def imported_by(*arguments: str, cwd: Path) -> set[str]:
+    """Top-level modules that the command imports."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *tiny_build.command(*arguments)[1:]], cwd=tmp_path,
+        [sys.executable, "-X", "importtime", *tiny_build.command(*arguments)[1:]], cwd=cwd,
         env=tiny_build.environment(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "oneslate" in imported
-    for name in imported:
-        assert name.partition(".")[0] not in {"torch", "polars", "pandas", "sklearn", "onnx", "model_export"}, name
+    lines = (line for line in done.stderr.splitlines() if line.startswith("import time:"))
+    names = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert "oneslate" in names
+    return names
 
 
-def test_simulate_writes_a_log_and_apart_from_it_the_truth(tmp_path: Path) -> None:
-    done = run("simulate", "--out", "simulated", "--events", "2000", "--no-boredom", cwd=tmp_path)
+def test_a_graph_that_strays_from_the_model_is_no_bundle(built: Built, tmp_path: Path, run_here: Run) -> None:
+    (folder,) = {path.parent for path in built.cwd.glob("runs/demo/*/export.done")}
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
+    (run / "export.done").unlink()
+    settings = (*tiny_build.SETTINGS, "export.logprob_tolerance=1e-12")
+    options = ["--recipe", "demo", "--out", str(run), *tiny_build.set_options(settings)]
+    done = run_here("export", *options, cwd=tmp_path)
+    assert_one_line(done, 1, "strays by", "from the model's logprobs", "delete", "oneslate/pieces")
+    assert not (run / "export.done").exists()
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--help"], ["serve", "--bundle", "nowhere"], ["--help"]])
+def test_what_goes_online_never_imports_the_trainer(tmp_path: Path, arguments: list[str]) -> None:
+    trainer = {"torch", "polars", "pandas", "sklearn", "onnx", "model_export"}
+    assert not imported_by(*arguments, cwd=tmp_path) & trainer
+
+
+@pytest.mark.parametrize("arguments", [["build", "--data", "nowhere"], ["train", "--out", "runs/new"]])
+def test_a_mistake_is_said_before_torch_is_imported(tmp_path: Path, arguments: list[str]) -> None:
+    assert not imported_by(*arguments, cwd=tmp_path) & {"torch", "sklearn", "scipy", "matplotlib", "onnx"}
+
+
+def test_simulate_writes_a_log_and_apart_from_it_the_truth(tmp_path: Path, run_here: Run) -> None:
+    done = run_here("simulate", "--out", "simulated", "--events", "2000", "--no-boredom", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert " events of " in done.stdout
     assert {file.name for file in (tmp_path / "simulated").iterdir()} == {"log", "truth"}
-    prepared = run("prepare", "--data", "simulated/log", "--format", "table", "--out", "run", cwd=tmp_path)
+    prepared = run_here("prepare", "--data", "simulated/log", "--format", "table", "--out", "run", cwd=tmp_path)
     assert prepared.returncode == 0, prepared.stderr
     assert (tmp_path / "run" / "prepare" / "feedback.parquet").exists()
 
 
-def test_aligning_without_rounds_is_wrong_usage(tmp_path: Path) -> None:
-    done = run("align", "--out", "run", cwd=tmp_path)
+def test_aligning_without_rounds_is_wrong_usage(tmp_path: Path, run_here: Run) -> None:
+    done = run_here("align", "--out", "run", cwd=tmp_path)
     assert done.returncode == 2
     assert "align.num_iterations" in done.stderr
 
 
-def test_a_plan_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
-    done = run("trials", "--plan", "industrail", "--out", "run", cwd=tmp_path)
+def test_a_plan_that_is_not_there_is_wrong_usage(tmp_path: Path, run_here: Run) -> None:
+    done = run_here("trials", "--plan", "industrail", "--out", "run", cwd=tmp_path)
     assert_one_line(done, 2, "industrail")
 
 

@@ -1,5 +1,6 @@
 """The whole way: from a file of events through `oneslate build` and `oneslate serve` to slates, and through a crash."""
 
+import re
 import signal
 import subprocess
 import time
@@ -99,6 +100,11 @@ def test_the_whole_way_and_through_a_crash(built: Built, tmp_path: Path, free_po
             history = [{name: event[name] for name in kept} for event in reversed(acknowledged)]
             given = post(client, "/v1/recommend", {"user_id": "nobody", "slate_size": 3, "history": history})
             assert slate(given) == slate(stored)
+            # The three slates with a history were compared with those of the export, the stranger's was not.
+            metrics = client.get("/metrics").text
+            assert "\noneslate_slates_compared_total 3.0\n" in metrics
+            shares = re.findall(r"^oneslate_reference_shown_ratio{.*} (\S+)$", metrics, re.MULTILINE)
+            assert sum(map(float, shares)) == pytest.approx(1)
             process.send_signal(signal.SIGKILL)
             process.wait()
         with service(built, redis, free_port) as (process, client):

@@ -15,8 +15,11 @@ import psutil
 import pytest
 import tiny_build
 from tiny_build import Built
+from typer.testing import CliRunner, Result
 
-from model_export.data import PreparedData
+import oneslate
+from loadtests.bench.live_service import live_service
+from model_export.data.prepared import PreparedData
 
 SLATE_LINE = re.compile(r"^ *(\d) +(.+?) +-\d+\.\d\d +(\d+-\d+-\d+) *$", re.MULTILINE)
 
@@ -157,3 +160,34 @@ def test_a_signal_during_the_build_ends_it_without_a_traceback(tmp_path: Path, f
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def test_events_are_replayed_only_into_a_service_of_the_model_that_was_built_here(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replay(url: str, folder: Path) -> Result:
+        monkeypatch.chdir(folder)  # in this process, because importing torch takes seconds
+        return CliRunner().invoke(oneslate.cli, ["demo", "--replay-to", url, *tiny_build.set_options()])
+
+    nothing = replay("http://127.0.0.1:1", tmp_path)
+    assert (nothing.exit_code, list(tmp_path.iterdir())) == (0, [])
+    assert "no model of the demo was built here" in nothing.output
+    with live_service({"ONESLATE_RUNNER": "fake", "ONESLATE_HISTORY__URL": "memory://"}) as service:
+        other = replay(service.url, built.cwd)
+        assert (other.exit_code, "nothing to replay: the service has fake" in other.output) == (0, True)
+        assert httpx.get(f"{service.url}/v1/users").json()["user_ids"] == []
+    gone = replay(service.url, built.cwd)
+    assert (gone.exit_code, f"error: {service.url}: " in gone.output) == (1, True)
+
+
+def test_a_bundle_of_another_format_is_built_again(built: Built, tmp_path: Path) -> None:
+    home = shutil.copytree(built.cwd, tmp_path / "home", ignore=shutil.ignore_patterns("redis"))
+    words = ("demo", "--build-into", "bundle", *tiny_build.set_options())
+    again = tiny_build.oneslate(*words, cwd=home)
+    assert (again.returncode, again.stdout) == (0, "bundle: bundle (there already)\n")
+    manifest = home / "bundle" / "manifest.json"
+    ours = manifest.read_text()
+    manifest.write_text(re.sub(r'"format_version": \d+', '"format_version": 1', ours))
+    assert manifest.read_text() != ours
+    assert tiny_build.oneslate(*words, cwd=home).returncode == 0
+    assert manifest.read_text() == ours

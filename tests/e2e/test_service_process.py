@@ -1,6 +1,5 @@
 """The service as a process of its own: what it says when it cannot start, and what survives when it is killed."""
 
-import logging
 import os
 import signal
 import socket
@@ -23,15 +22,6 @@ from service.settings import HistorySettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = "from service.app import serve; from service.settings import Settings; serve(Settings.load(), on_ready=print)"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @contextmanager

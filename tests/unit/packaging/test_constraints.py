@@ -55,7 +55,7 @@ def installed_closure(roots: list[Requirement]) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("file", FILES)
 def test_every_line_is_one_exact_version_and_names_no_registry(file: str) -> None:
     for line in FILES[file]:
-        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( *;.*)?", line), line
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==(\d+!)?[A-Za-z0-9.]+( *;.*)?", line), line
     assert len(pins(file)) == sum(not line.startswith("#") for line in FILES[file])
 
 

@@ -60,7 +60,7 @@ def test_demo_passes_its_variables_on(checkout: Path, arguments: tuple[str, ...]
 def test_the_demo_installs_no_more_than_it_needs_and_tests_install_everything(checkout: Path) -> None:
     assert "-e '.[cpu,train,embedded]'" in planned(checkout, "demo")
     everything = planned(checkout, "test")
-    assert "-e '.[cpu,openvino,train,embedded,load,bench,dev]'" in everything
+    assert "-e '.[cpu,openvino,train,embedded,load,bench,dev,docs]'" in everything
     assert "-e '.[cpu,train,embedded]'" not in everything
 
 
@@ -75,7 +75,7 @@ def test_nothing_is_installed_twice_and_a_changed_pin_installs_again(checkout: P
 
 def test_marked_tests_are_deselected(checkout: Path) -> None:
     mark_as_installed(checkout)
-    assert "-m 'not gpu and not chromium and not prometheus'" in planned(checkout, "test")
+    assert "-m 'not gpu and not chromium and not kubectl and not prometheus'" in planned(checkout, "test")
     assert "-m 'gpu'" in planned(checkout, "test", "MARKS=gpu")
 
 

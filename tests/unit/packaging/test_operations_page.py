@@ -84,7 +84,7 @@ def test_every_reason_is_explained(title: str, reasons: tuple[str, ...]) -> None
 
 
 def test_alerts_name_metrics_and_settings_that_there_are() -> None:
-    exposed = Metrics().render().decode()
+    exposed = (generate_latest(Metrics().registry) + generate_latest(CollectorMetrics().registry)).decode()
     for name in re.findall(r"oneslate_\w+", section("What to alert on")):
         assert re.search(rf"^# TYPE {name.removesuffix('_total')}(_total)? ", exposed, re.MULTILINE), name
     known = set(_names(Settings, "ONESLATE_"))
