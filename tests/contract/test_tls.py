@@ -30,10 +30,12 @@ async def tls_port(redis_url: str) -> AsyncIterator[int]:
     parts = urlsplit(redis_url)
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
-            await writer.drain()
-        writer.close()
+        try:
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
+        finally:  # also where the other side hung up, or the test is over
+            writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if parts.scheme == "unix":
