@@ -150,7 +150,7 @@ def test_a_found_server_takes_over_the_asked_fsync(directory: Path) -> None:
 
 
 def test_a_server_that_hangs_is_stopped_all_the_same(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = EmbeddedRedis(directory, timeout_s=2.0)
+    server = EmbeddedRedis(directory)
     server.start()
     monkeypatch.setattr(embedded, "_SHUTDOWN_TIMEOUT_S", 0.3)
     os.kill(servers_of(directory)[0], signal.SIGSTOP)

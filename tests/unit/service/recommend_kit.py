@@ -1,6 +1,7 @@
 """A recommender with all its parts, and parts that can be told to fail."""
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -22,24 +23,22 @@ RARE = TagFilter(all_of=frozenset({"rare"}))  # three items: 0, 100, 200
 
 
 class SpyRunner(FakeRunner):
-    """Keeps its batches; sleeps or fails when told to."""
+    """Keeps its batches; hangs or fails when told to."""
 
     def __init__(self) -> None:
         super().__init__(MANIFEST)
         self.batches: list[Batch] = []
-        self.sleeps_s = 0.0
         self.fails = False
-        self.explains_s: float | None = 0.0
-        """None: it fails."""
+        self.fails_to_explain = False
+        self.gate = threading.Event()
+        """Runs wait for it, of the purposes that hang."""
+        self.hanging: frozenset[str] = frozenset()
 
     def run(self, batch: Batch) -> Decoded:
         self.batches.append(batch)
-        if batch.purpose == "explain":
-            if self.explains_s is None:
-                raise RuntimeError("broken")
-            time.sleep(self.explains_s)
-        time.sleep(self.sleeps_s)
-        if self.fails:
+        if batch.purpose in self.hanging:
+            assert self.gate.wait(30), "nobody opens the gate"
+        if self.fails or (self.fails_to_explain and batch.purpose == "explain"):
             raise RuntimeError("broken")
         return super().run(batch)
 

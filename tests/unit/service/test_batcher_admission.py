@@ -194,7 +194,8 @@ async def test_company_is_waited_for_only_as_long_as_the_deadlines_allow() -> No
         began_s = time.monotonic()
         tasks = await submitted(batcher, request(1))
         await asyncio.sleep(0.05)
-        tasks += await submitted(batcher, request(2), deadline_s=began_s + 1.5)
-        answers = await asyncio.wait_for(asyncio.gather(*tasks), 5)
-        assert 0.5 < answers[0].queue_s < 1.2  # 1.5 s less the run of half a second and a reserve
+        tasks += await submitted(batcher, request(2), deadline_s=began_s + 2.5)
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), 15)
+        # 2.5 s less the run of half a second and a reserve; a machine that is busy may add to it.
+        assert 1.5 < answers[0].queue_s < 2.5
     assert runner.lengths == [[1, 2]]

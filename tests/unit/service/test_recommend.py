@@ -25,6 +25,7 @@ from service.recommend import Recommendation
 async def house() -> AsyncIterator[House]:
     built = House()
     yield built
+    built.runner.gate.set()
     await built.batcher.close(grace_s=2)
 
 
@@ -145,10 +146,10 @@ async def test_without_history_store_the_model_answers_and_says_so(house: House)
 
 async def test_out_of_time_in_the_model_is_a_popular_slate_that_respects_the_request(house: House) -> None:
     await house.store_events("item-0", "item-1")
-    house.runner.sleeps_s = 0.5
+    house.runner.hanging = frozenset({"generator"})
     began_s = time.monotonic()
     answer = await house.ask(deadline_ms=60.0, exclude=["item-2"])
-    assert time.monotonic() - began_s < 0.4
+    assert time.monotonic() - began_s < 5  # the model would take 30 s
     assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("popular", "deadline", True)
     # The last item is of group 1 of 7.
     assert ids(answer) == [f"item-{number}" for number in (8, 15, 22, 29, 36)]
@@ -174,10 +175,10 @@ async def test_a_copy_of_the_history_stands_in_and_the_answer_says_so(house: Hou
 
 
 async def test_a_history_that_takes_too_long_costs_half_of_the_time_and_the_model_answers(house: House) -> None:
-    house.store.sleeps_s = 5
+    house.store.sleeps_s = 30
     began_s = time.monotonic()
-    answer = await house.ask(deadline_ms=600.0, tag_filter=RARE)
-    assert 0.25 < time.monotonic() - began_s < 0.55
+    answer = await house.ask(deadline_ms=2000.0, tag_filter=RARE)
+    assert 0.95 < time.monotonic() - began_s < 1.95
     assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("model", "history_unavailable", True)
     assert sorted(ids(answer)) == ["item-0", "item-100", "item-200"]
 
@@ -243,17 +244,16 @@ async def test_a_slate_is_explained_by_a_second_run(house: House) -> None:
     assert (await house.ask()).slate.explanation is None
 
 
-@pytest.mark.parametrize("explains_s", [None, 0.6])
-async def test_what_cannot_be_explained_in_time_is_answered_all_the_same(
-    house: House, explains_s: float | None
-) -> None:
+@pytest.mark.parametrize("trouble", ["fails", "hangs"])
+async def test_what_cannot_be_explained_in_time_is_answered_all_the_same(house: House, trouble: str) -> None:
     await house.store_events("item-1")
-    house.runner.explains_s = explains_s
-    answer = await house.ask(explain=True, deadline_ms=300.0)
+    house.runner.fails_to_explain = trouble == "fails"
+    house.runner.hanging = frozenset({"explain"} if trouble == "hangs" else ())
+    answer = await house.ask(explain=True, deadline_ms=1000.0)
     assert len(answer.slate.items) == 5
     assert (answer.slate.source, answer.slate.explanation) == ("model", None)
     assert (answer.slate.reason, answer.slate.degraded) == ("not_explained", False)
-    assert answer.timings.total_s < 0.5
+    assert answer.timings.total_s < 5  # its explanation would take 30 s
 
 
 async def test_a_popular_slate_has_its_own_reason_and_no_explanation(house: House) -> None:
