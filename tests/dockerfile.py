@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def parse(text: str) -> dict[str, Stage]:
 
 
 STAGES = parse((ROOT / "Dockerfile").read_text())
+PACKAGES = frozenset(
+    name.removesuffix("*")
+    for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"][
+        "include"
+    ]
+)
+"""Folders that the wheel is made of."""
 IMAGES = ("cpu", "gpu", "trainer", "loadtest")
 """The stages that are made to be run."""
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from dockerfile import ROOT, Builder, metadata, pairs_of
+from dockerfile import PACKAGES, ROOT, Builder, metadata, pairs_of
 from tiny_build import Built
 
 
 def source_files() -> set[Path]:
     """Everything that must be in the wheel: modules, and what they read."""
-    folders = [ROOT / name for name in ("service", "model_export", "loadtests")]
+    folders = [ROOT / name for name in PACKAGES]
     files = {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     return {path.relative_to(ROOT) for path in files} | {Path("oneslate.py")}
 
@@ -101,6 +101,9 @@ def test_the_cpu_image_serves_without_torch_and_is_healthy(built: Built, tmp_pat
                 assert time.monotonic() < until_s, "never healthy"
                 time.sleep(0.2)
             assert_it_answers(f"http://127.0.0.1:{free_port}")
+            asked = [program, "recommend", "ann", "--size", "3", "--json", "--url", f"http://127.0.0.1:{free_port}"]
+            answer = subprocess.run(asked, env=environment, cwd=home, check=True, capture_output=True, text=True)
+            assert len(json.loads(answer.stdout)["items"]) == 3
             process.send_signal(getattr(signal, metadata("cpu", "STOPSIGNAL")))
             process.communicate(timeout=30)
             assert process.returncode == 0

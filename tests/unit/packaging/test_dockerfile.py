@@ -1,5 +1,6 @@
 """The Dockerfile and .dockerignore by rules: hadolint's, and those of this project."""
 
+import ast
 import json
 import re
 import shlex
@@ -127,11 +128,25 @@ def test_the_context_is_small_and_holds_what_the_wheel_is_built_from_alone(tmp_p
     files = [path for path in (tmp_path / "context").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5_000_000
     roots = {path.relative_to(tmp_path / "context").parts[0] for path in files}
-    packages = {"loadtests", "model_export", "service"}
-    assert roots == packages | {
+    assert roots == dockerfile.PACKAGES | {
         "LICENSE", "README.md", "constraints-gpu.txt", "constraints.txt", "oneslate.py", "pyproject.toml",
     }  # fmt: skip
     # No key, no data, no environment: what may be in these folders besides sources stays out.
     assert {path.suffix for path in files if len(path.relative_to(tmp_path / "context").parts) > 1} == {
-        ".css", ".html", ".js", ".py", ".toml",
+        ".css", ".html", ".js", ".py", ".toml", ".typed",
     }  # fmt: skip
+
+
+def test_whatever_the_images_import_of_ours_is_in_them(tmp_path: Path) -> None:
+    dockerfile.copy_context(tmp_path / "context")
+    ours = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    imported: set[str] = set()
+    for path in (tmp_path / "context").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module or "")
+    needed = {name.partition(".")[0] for name in imported} & ours
+    assert {"oneslate_client", "service"} <= needed
+    assert {name for name in needed if not list((tmp_path / "context").glob(f"{name}*"))} == set()
