@@ -104,7 +104,7 @@ async def opened_model(around: Surroundings, path: Path | None, beside_another: 
         )
         items = ItemWriter(log, live, follower, runner.manifest.max_branch, metrics)
         follower.adopt = items.adopt
-        follower.is_observed = path is None
+        follower.is_observed = not beside_another
         # Else follower and writer hold each other, and with them a catalog that the collector was told to leave alone.
         stack.callback(setattr, follower, "adopt", None)
         stack.push_async_callback(follower.close)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import threading
 import time
@@ -98,6 +99,13 @@ def test_a_model_is_activated_tried_and_taken_back(redis_url: str, models_dir: P
         activate(client, "two")
     with replica(redis_url, models_dir) as client:
         assert recommend(client)["model_version"] == "two"
+        # Gauges tell of its catalog, though it is none that the settings name.
+        [followed_s], [num_items] = (
+            re.findall(rf"^oneslate_catalog_{name} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+            for name in ("followed_timestamp_seconds", "items")
+        )
+        assert abs(time.time() - float(followed_s)) < 60
+        assert float(num_items) > 0
 
 
 def test_a_rollback_names_what_it_leaves_and_is_no_form(redis_url: str, models_dir: Path) -> None:
