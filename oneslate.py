@@ -475,6 +475,9 @@ def demo(
     build_into: Annotated[
         Path | None, typer.Option(help="Only build, and put the bundle there; over at once when one is there.")
     ] = None,
+    must_be_there: Annotated[
+        bool, typer.Option("--must-be-there", help="With --build-into: fail where no bundle is there; build none.")
+    ] = False,
     replay_to: Annotated[
         str | None, typer.Option(help="Only replay events, to the service at this URL that serves what was built.")
     ] = None,
@@ -485,7 +488,7 @@ def demo(
     Examples: `oneslate demo`, `oneslate demo --once --data ml-100k --format movielens`,
     `oneslate demo --build-into bundles/demo`, `oneslate demo --replay-to http://127.0.0.1:8000`
     """
-    if build_into is not None and _has_bundle(build_into):
+    if build_into is not None and _has_bundle(build_into, must_be_there=must_be_there):
         typer.echo(f"bundle: {build_into} (there already)")
         return
     if build_into is None and replay_to is None:
@@ -513,14 +516,31 @@ def demo(
     _show(run, bundle, port, once=once)
 
 
-def _has_bundle(folder: Path) -> bool:
-    """Whether a bundle that this version can serve is there: whole, because it is put there by a rename."""
+def _has_bundle(folder: Path, *, must_be_there: bool) -> bool:
+    """Whether a bundle that this version can serve is there: whole, because it is put there by a rename.
+
+    Raises:
+        BundleError: another one is there, which the demo's must not replace, or none where one must be.
+    """
     import json
 
     from service.bundle.manifest import FORMAT_VERSION
+    from service.errors import BundleError
 
     manifest = folder / "manifest.json"
-    return manifest.exists() and json.loads(manifest.read_text())["format_version"] == FORMAT_VERSION
+    if not manifest.exists():
+        if must_be_there:
+            raise BundleError(f"{folder}: there is no bundle; only the demo's is built by itself")
+        return False
+    found = json.loads(manifest.read_text())
+    if found["format_version"] == FORMAT_VERSION:
+        return True
+    if not str(found.get("model_version")).startswith("demo-"):
+        raise BundleError(
+            f"{folder}: a bundle of format {found['format_version']}, and this version serves format {FORMAT_VERSION}: "
+            "build it again from its log (the demo's does not take its place)"
+        )
+    return False
 
 
 def _replay(run: "Run", url: str) -> None:

@@ -1,6 +1,7 @@
-"""docker-compose.yml, read as compose reads it where no variable is set."""
+"""docker-compose.yml, read as compose reads it."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,22 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(text: str | None = None) -> dict[str, Any]:
-    """The whole file, `${NAME:-default}` filled with its default and merge keys merged."""
-    text = (ROOT / "docker-compose.yml").read_text() if text is None else text
-    loaded: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+def load(**variables: str) -> dict[str, Any]:
+    """The whole file with merge keys merged; `${NAME:-default}` and `${NAME:+alternate}` as these variables make them.
+
+    A command of one string becomes its words.
+    """
+
+    def filled(found: re.Match[str]) -> str:
+        name, how, text = found.groups()
+        return (variables.get(name) or text) if how == "-" else (text if variables.get(name) else "")
+
+    loaded: dict[str, Any] = yaml.safe_load(
+        re.sub(r"\$\{(\w+):([-+])([^}]*)\}", filled, (ROOT / "docker-compose.yml").read_text())
+    )
+    for service in loaded["services"].values():
+        if isinstance(service.get("command"), str):
+            service["command"] = shlex.split(service["command"])
     return loaded
 
 

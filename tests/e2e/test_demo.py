@@ -189,5 +189,20 @@ def test_a_bundle_of_another_format_is_built_again(built: Built, tmp_path: Path)
     ours = manifest.read_text()
     manifest.write_text(re.sub(r'"format_version": \d+', '"format_version": 1', ours))
     assert manifest.read_text() != ours
+    # Somebody's own is not replaced by the demo's.
+    theirs = re.sub(r'"model_version": "demo-', '"model_version": "shop-', manifest.read_text())
+    manifest.write_text(theirs)
+    refused = tiny_build.oneslate(*words, cwd=home)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: bundle: a bundle of format 1, and this version serves format ")
+    assert manifest.read_text() == theirs
+    manifest.write_text(re.sub(r'"format_version": \d+', '"format_version": 1', ours))
     assert tiny_build.oneslate(*words, cwd=home).returncode == 0
     assert manifest.read_text() == ours
+
+
+def test_where_a_bundle_must_be_there_none_is_built(tmp_path: Path) -> None:
+    done = tiny_build.oneslate("demo", "--build-into", "mine", "--must-be-there", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: mine: there is no bundle; only the demo's is built by itself\n"
+    assert list(tmp_path.iterdir()) == []

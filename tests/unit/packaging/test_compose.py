@@ -123,11 +123,12 @@ def test_the_bundle_is_built_where_the_service_reads_it_and_the_service_waits_fo
     assert bundle.parent != Path("/")
     assert services["service"]["depends_on"]["trainer"]["condition"] == "service_completed_successfully"
     assert "restart" not in services["trainer"], "it ends, and must not be started again when it has"
-    # Where somebody else's bundle is served, the trainer looks into the same folder and finds it there.
-    text = (ROOT / "docker-compose.yml").read_text().replace("${BUNDLES:-bundles}", "./mine")
-    mine = compose_file.load(text.replace("${BUNDLE:-demo}", "mine"))["services"]
+    assert options_of(services["trainer"])["must_be_there"] is False
+    # Where somebody else's bundle is served, the trainer looks into the same folder, and builds none there.
+    mine = compose_file.load(BUNDLES="./mine", BUNDLE="mine")["services"]
     assert mine["trainer"]["volumes"][0] == mine["service"]["volumes"][0].removesuffix(":ro") == "./mine:/bundles"
     assert options_of(mine["trainer"])["build_into"] == Path(mine["service"]["environment"]["ONESLATE_BUNDLE"])
+    assert options_of(mine["trainer"])["must_be_there"] is True
 
 
 def test_histories_are_replayed_from_the_trainers_run_into_the_service(compose: dict[str, Any]) -> None:
