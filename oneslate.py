@@ -299,7 +299,7 @@ def recommend(
 
     Examples: `oneslate recommend user-000807`, `oneslate recommend ann --size 3 --tag Comedy --json`
     """
-    from oneslate_client import OneSlate, TagFilter
+    from oneslate_client import OneSlate, RetryPolicy, TagFilter
     from oneslate_client.requests import SlateOptions
     from oneslate_client.show import show_slate
 
@@ -310,7 +310,9 @@ def recommend(
         options["beam_width"] = beam_width
     if model is not None:
         options["model_version"] = model
-    with _asking(url), OneSlate(url, key=key or None, timeout_s=timeout_s) as client:
+    # Whoever waits at a terminal learns within a second or two that nobody listens.
+    hasty = RetryPolicy(max_tries=5)
+    with _asking(url), OneSlate(url, key=key or None, timeout_s=timeout_s, retries=hasty) as client:
         slate = client.recommend(user_id, size, **options)
         if as_json:
             typer.echo(slate.model_dump_json(indent=2))
@@ -359,18 +361,17 @@ def backfill(
     from oneslate_client import AsyncOneSlate, OneSlate, RetryPolicy
 
     run = Run.for_build(load_recipe(recipe, settings, **_format(fmt)), data)
-    with _asking(url), OneSlate(url, key=key or None) as look:
+    with _asking(url), OneSlate(url, key=key or None, retries=RetryPolicy(max_tries=5)) as look:
         look.version()  # before minutes of reading, not after
     run.prepare(data)
     prepared = run.prepared()
     events, logs = LogEvents(prepared, end_now=end_now), newest_logs(prepared, newest)[:users]
     # Once it is there, a service that restarts, or a key with a rate, is waited for.
-    patience = RetryPolicy(max_tries=100)
-    sender = Sender(lambda: AsyncOneSlate(url, key=key or None, timeout_s=300.0, retries=patience), in_flight)
+    sender = Sender(lambda: AsyncOneSlate(url, key=key or None, timeout_s=300.0), in_flight)
     with _asking(url), run.progress.task(f"events of {len(logs):,} users", logs.num_events) as task:
         sender.send(events.posts(logs[:1]), task.advance)
         if not sender.sent.refusals:
-            with OneSlate(url, key=key or None, timeout_s=60.0, retries=patience) as look:
+            with OneSlate(url, key=key or None, timeout_s=60.0) as look:
                 events.check_kept(logs[0], look.history(logs[0].user_id).events)
         sender.send(events.posts(logs[1:]), task.advance)
     sent = sender.sent

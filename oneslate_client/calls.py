@@ -43,7 +43,7 @@ class Call(Generic[T]):
     may_repeat: bool = True
     """Whether to send it again does no harm where nobody knows what became of it."""
     statuses: frozenset[int] = frozenset({200, 204})
-    """That are answers; others are problems."""
+    """That are answers, where the answer can be read; others are problems."""
 
 
 def recommend(user_id: str, slate_size: int, options: SlateOptions) -> Call[Slate]:
@@ -138,6 +138,7 @@ def roll_back_model(leaving: str | None) -> Call[Models]:
 
 def ready() -> Call[Ready]:
     """Whether requests should come here; not to be ready is an answer, too."""
+
     return Call(method="GET", path="/readyz", read=_as(Ready), statuses=frozenset({200, 503}))
 
 
@@ -169,12 +170,12 @@ def _as(kind: type[AnswerT]) -> Callable[[Any], AnswerT]:
 
 
 def _results(kind: type[AnswerT]) -> Callable[[Any], list[AnswerT]]:
-    many = TypeAdapter(dict[str, list[kind]])  # type: ignore[valid-type]
+    many = TypeAdapter(list[kind])  # type: ignore[valid-type]
 
     def read(body: Any) -> list[AnswerT]:
         try:
-            return many.validate_python(body)["results"]
-        except (ValidationError, KeyError) as error:
+            return many.validate_python(body["results"])
+        except (ValidationError, KeyError, TypeError) as error:
             raise UnexpectedAnswer(f"the answer holds no results of kind {kind.__name__}: {error}") from error
 
     return read

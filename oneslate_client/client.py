@@ -131,7 +131,12 @@ class OneSlate(_Client[httpx.Client]):
                 pause_s = course.no_answer(error, time.monotonic(), was_sent=not isinstance(error, _NOT_SENT))
             else:
                 if answer.status_code in call.statuses:
-                    return call.read(_json(answer))
+                    try:
+                        return call.read(_json(answer))
+                    except UnexpectedAnswer:
+                        if answer.is_success:
+                            raise
+                        # A gateway says 503, too, and a service that has too many connections.
                 pause_s = course.problem(answer.status_code, answer.headers, _problem(answer), time.monotonic())
             time.sleep(pause_s)
 
@@ -236,7 +241,12 @@ class AsyncOneSlate(_Client[httpx.AsyncClient]):
                 pause_s = course.no_answer(error, time.monotonic(), was_sent=not isinstance(error, _NOT_SENT))
             else:
                 if answer.status_code in call.statuses:
-                    return call.read(_json(answer))
+                    try:
+                        return call.read(_json(answer))
+                    except UnexpectedAnswer:
+                        if answer.is_success:
+                            raise
+                        # A gateway says 503, too, and a service that has too many connections.
                 pause_s = course.problem(answer.status_code, answer.headers, _problem(answer), time.monotonic())
             await asyncio.sleep(pause_s)
 

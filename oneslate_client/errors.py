@@ -35,7 +35,9 @@ class ApiError(OneSlateError):
         self.request_id = str(members.get("request_id", ""))
         """Names the request in the service's log."""
         self.errors: Sequence[FieldError] = tuple(
-            FieldError(str(one.get("pointer", "")), str(one.get("detail", ""))) for one in members.get("errors") or ()
+            FieldError(str(one.get("pointer", "")), str(one.get("detail", "")))
+            for one in _listed(members.get("errors"))
+            if isinstance(one, Mapping)  # a gateway's own problem may list what it likes
         )
         super().__init__(self._sentence())
 
@@ -50,8 +52,12 @@ class ApiError(OneSlateError):
         return ": ".join(word for word in words if word) + (f" (request {self.request_id})" if self.request_id else "")
 
 
+def _listed(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
 class TryLater(ApiError):
-    """429 or 503: the same request may succeed later; it was tried again as long as time allowed."""
+    """429 or 503: the same request may succeed later; it was tried again as long as the call's deadline allowed."""
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after_s: float | None) -> None:
         """`retry_after_s`: as the service said; None: it did not."""

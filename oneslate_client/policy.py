@@ -1,8 +1,8 @@
 """When a call is sent again, and what its end is. No I/O and no clock of its own: both clients follow it.
 
 A call has a deadline. Whatever may be sent twice is sent again, after a pause, while nobody answers or the service says
-429, 502, 503 or 504; what may not, only while it surely was not taken up. `Retry-After` is a lower bound of the pause
-(RFC 9110, 10.2.3); else pauses double, with full jitter. A pause that would end after the deadline is not begun.
+408, 429, 502, 503 or 504; what may not, only while it surely was not taken up. `Retry-After` is a lower bound of the
+pause (RFC 9110, 10.2.3); else pauses double, with full jitter. A pause that would end after the deadline is not begun.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import Any, Final
 from oneslate_client.errors import ApiError, OneSlateError, TryLater, Unreachable
 
 _LATER: Final = frozenset({429, 503})
-_REPEATABLE: Final = frozenset({429, 502, 503, 504})
+_REPEATABLE: Final = frozenset({408, 429, 502, 503, 504})
 _NOT_TAKEN_UP: Final = frozenset({429})
 """Refused before anything was done."""
 
@@ -24,14 +24,15 @@ _NOT_TAKEN_UP: Final = frozenset({429})
 class RetryPolicy:
     """How patient a client is."""
 
-    max_tries: int = 5
+    max_tries: int | None = None
+    """None: as many as the deadline allows."""
     first_pause_s: float = 0.1
     """Upper bound of the first pause; every further one is twice as long at most."""
     max_pause_s: float = 5.0
     """Of what this client chooses itself; the service may ask for more."""
 
     def __post_init__(self) -> None:
-        if self.max_tries < 1 or not 0 < self.first_pause_s <= self.max_pause_s:
+        if (self.max_tries is not None and self.max_tries < 1) or not 0 < self.first_pause_s <= self.max_pause_s:
             raise ValueError("max_tries must be at least 1 and 0 < first_pause_s <= max_pause_s")
 
 
@@ -89,9 +90,10 @@ class Course:
         cause: Exception | None = None,
     ) -> float:
         self._num_failures += 1
-        bound_s = min(self._policy.max_pause_s, self._policy.first_pause_s * 2 ** (self._num_failures - 1))
+        bound_s = min(self._policy.max_pause_s, self._policy.first_pause_s * 2.0 ** min(self._num_failures - 1, 60))
         pause_s = at_least_s + self._rng.uniform(0, bound_s)
-        if not may_repeat or self._num_failures >= self._policy.max_tries or now_s + pause_s >= self._deadline_s:
+        was_the_last = self._num_failures == self._policy.max_tries
+        if not may_repeat or was_the_last or now_s + pause_s >= self._deadline_s:
             raise ending from cause
         return pause_s
 

@@ -220,6 +220,21 @@ def test_what_could_do_harm_twice_is_sent_once(kind: str) -> None:
         assert [json.loads(body) for _, _, body in asked] == [{"model_version": "two"}] * 2
 
 
+def test_members_that_are_new_are_no_reason_to_fail(kind: str) -> None:
+    good = json.dumps({"results": [{"event_id": "e", "status": "stored"}], "took_ms": 3}).encode()
+    with scripted((200, {}, good)) as (url, _):
+        [result] = Both(kind, url).send_events([Event(user_id="ann", item_id="a")])
+    assert result.status == "stored"
+
+
+def test_not_to_be_ready_is_an_answer_but_not_every_503_is_it(kind: str) -> None:
+    waits = b'{"status": "not ready", "reasons": ["stopping"], "degraded": []}'
+    full = (503, {"Content-Type": "application/problem+json"}, b'{"title": "Too many connections", "status": 503}')
+    with scripted((503, {}, b"<html>no upstream"), full, (503, {}, waits)) as (url, asked):
+        assert Both(kind, url).ready().reasons == ["stopping"]
+        assert len(asked) == 3
+
+
 def test_what_is_no_answer_of_ours_is_told(kind: str) -> None:
     with scripted((200, {}, b"<html>hello")) as (url, _), pytest.raises(UnexpectedAnswer, match="no JSON"):
         Both(kind, url).version()

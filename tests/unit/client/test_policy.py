@@ -13,15 +13,15 @@ from oneslate_client.policy import Course
 
 
 @given(
-    max_tries=st.integers(1, 8),
+    max_tries=st.one_of(st.none(), st.integers(1, 8)),
     first_pause_s=st.floats(0.001, 1),
-    took_s=st.lists(st.floats(0, 3), min_size=8, max_size=8),
-    retry_after=st.lists(st.one_of(st.none(), st.integers(0, 6)), min_size=8, max_size=8),
+    took_s=st.lists(st.floats(0.3, 3), min_size=70, max_size=70),
+    retry_after=st.lists(st.one_of(st.none(), st.integers(0, 6)), min_size=70, max_size=70),
     deadline_s=st.floats(0.1, 20),
     seed=st.integers(0, 1000),
 )
 def test_no_pause_ends_after_the_deadline_or_before_it_may(
-    max_tries: int,
+    max_tries: int | None,
     first_pause_s: float,
     took_s: list[float],
     retry_after: list[int | None],
@@ -39,7 +39,7 @@ def test_no_pause_ends_after_the_deadline_or_before_it_may(
         except TryLater as error:
             ending = error
             break
-        assert number < max_tries
+        assert max_tries is None or number < max_tries
         assert (after or 0) <= pause_s <= (after or 0) + min(policy.max_pause_s, first_pause_s * 2 ** (number - 1))
         now_s += pause_s
         assert now_s < deadline_s
@@ -48,10 +48,10 @@ def test_no_pause_ends_after_the_deadline_or_before_it_may(
 
 
 @pytest.mark.parametrize("may_repeat", [True, False])
-@pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [400, 401, 404, 408, 409, 422, 429, 500, 502, 503, 504])
 def test_only_what_may_be_sent_twice_is(status: int, may_repeat: bool) -> None:
     course = Course(RetryPolicy(), may_repeat=may_repeat, deadline_s=100.0)
-    again = status == 429 or (may_repeat and status in {502, 503, 504})
+    again = status == 429 or (may_repeat and status in {408, 502, 503, 504})
     if again:
         assert course.problem(status, {}, {}, 0.0) <= 0.1
         return
@@ -94,6 +94,21 @@ def test_a_problem_is_told_with_its_places() -> None:
     assert (error.code, error.errors[0].pointer) == ("invalid-request", "/slate_size")
     assert str(error) == "Invalid request: /slate_size: at most 10 (request r1)"
     assert isinstance(error, OneSlateError)
+
+
+@pytest.mark.parametrize("errors", ["boom", ["boom"], {"boom": 1}, [None], 3])
+def test_what_a_gateway_calls_errors_is_no_mistake_of_ours(errors: object) -> None:
+    assert str(ApiError(502, {"title": "Bad gateway", "errors": errors})) == "Bad gateway"
+
+
+def test_as_long_as_the_deadline_allows_it_is_tried_again() -> None:
+    course, now_s, num_tries = Course(RetryPolicy(), may_repeat=True, deadline_s=3600.0), 0.0, 1
+    while (left_s := 3600.0 - now_s) > 5.0:
+        now_s += course.problem(503, {}, {}, now_s)
+        num_tries += 1
+    with pytest.raises(TryLater):
+        course.problem(503, {}, {}, now_s + left_s)
+    assert num_tries > 3600 / 5
 
 
 @pytest.mark.parametrize("wrong", [{"max_tries": 0}, {"first_pause_s": 0}, {"first_pause_s": 9.0}])
