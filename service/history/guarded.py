@@ -33,6 +33,8 @@ class CopyLimits:
 
 FOLLOWED_EVERY_S = 0.5
 """How often it is asked whom others forgot."""
+_TELLING_S = 0.005
+"""A store that did not answer in less may be quite well."""
 _OVERHEAD_BYTES = 600
 _SHOWN_BYTES, _SHOWN_ITEM_BYTES = 400, 50
 """Of a slate that was shown, and of each of its items, as objects."""
@@ -95,19 +97,29 @@ class GuardedHistoryStore:
     async def read_or_copy(
         self, user_id: str, now_ms: int | None = None, *, with_shown: bool = False, timeout_s: float
     ) -> UserHistory:
-        """As `read`; where the store does not answer in so much time, the copy that was read last, if it is young."""
+        """As `read`; where the store does not answer in so much time, the copy that was read last, if it is young.
+
+        A request without time says nothing of the store: else anybody could have it left alone for all.
+        """
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self.read(user_id, now_ms, with_shown=with_shown)
-        except TimeoutError as error:
-            self._reads.failed()
-            if (copy := self._copy(user_id)) is None:
-                raise HistoryUnavailable(f"the history store did not answer in {timeout_s * 1000:.0f} ms") from error
-            return copy
+            return await self._read_within(timeout_s, user_id, now_ms, with_shown=with_shown)
         except HistoryUnavailable:
             if (copy := self._copy(user_id)) is None:
                 raise
             return copy
+
+    async def _read_within(
+        self, timeout_s: float, user_id: str, now_ms: int | None, *, with_shown: bool
+    ) -> UserHistory:
+        if timeout_s <= 0:
+            raise HistoryUnavailable("there is no time to ask the history store")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.read(user_id, now_ms, with_shown=with_shown)
+        except TimeoutError as error:
+            if timeout_s >= _TELLING_S:
+                self._reads.failed()
+            raise HistoryUnavailable(f"the history store did not answer in {timeout_s * 1000:.1f} ms") from error
 
     async def delete(self, user_id: str) -> bool:
         """See HistoryStore. The copy goes first, whatever the store says, and once more afterwards.

@@ -209,6 +209,8 @@ class Models:
         if here == (state.active, state.canary, state.canary_share):
             self.missing = None
             return
+        if self.canary is not None and self.canary.version != state.canary:
+            self._put(ModelState(active=self.active.version))  # what is over ends now, whatever is to be loaded first
         self.missing = state.active
         async with self._held(state.active):
             if not await self._is_still(state):
@@ -232,8 +234,10 @@ class Models:
         self._wanted.update(versions)
         try:
             for version in versions:
-                async with self._loading:
-                    await self._load(version)
+                # What is loaded already does not wait until another one is checked and loaded, which takes a while.
+                if version not in self._loaded:
+                    async with self._loading:
+                        await self._load(version)
             yield
         finally:
             self._wanted.subtract(versions)

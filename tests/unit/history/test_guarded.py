@@ -119,6 +119,23 @@ async def test_a_store_that_hangs_is_left_alone_too_however_short_the_time() -> 
         await rig.store.read_or_copy("bob", NOW_MS, timeout_s=0.005)
 
 
+@pytest.mark.parametrize("timeout_s", [-1.0, 0.0, 0.001])
+async def test_requests_without_time_say_nothing_of_the_store(timeout_s: float) -> None:
+    rig = Rig()
+    await rig.see("ann", "a")
+    await rig.store.read("ann", NOW_MS)
+    rig.clock.now_s += 1
+    rig.inner.gate.clear()
+    for _ in range(3 * NUM_FAILURES):
+        copy = await rig.store.read_or_copy("ann", NOW_MS, timeout_s=timeout_s)
+        assert (len(copy.entries_N), copy.stale_s) == (1, 1)
+        with pytest.raises(HistoryUnavailable):
+            await rig.store.read_or_copy("bob", NOW_MS, timeout_s=timeout_s)
+    assert rig.store.is_asked
+    rig.inner.gate.set()
+    assert (await rig.store.read("ann", NOW_MS)).stale_s == 0
+
+
 async def test_a_copy_keeps_what_was_shown_and_counts_it() -> None:
     rig = Rig(CopyLimits(max_bytes=100_000))
     shown = [an_impression("ann", n, *map(str, range(20))) for n in range(10)]

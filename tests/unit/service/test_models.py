@@ -284,6 +284,44 @@ async def test_a_rollback_goes_only_to_what_was_loaded_for_it() -> None:
         assert state.active == "second"
 
 
+async def test_what_is_over_ends_while_another_model_is_checked() -> None:
+    states = MemoryModelStates()
+    shelf = Shelf("first", "second", "third")
+    async with shelf.models(states) as models:
+        await models.activate("second", share=0.5)
+        gate, checks = asyncio.Event(), asyncio.Event()
+
+        async def check(path: Path) -> None:
+            checks.set()
+            await gate.wait()
+
+        models._check = check
+        slow = asyncio.create_task(models.activate("third"))
+        await checks.wait()
+        # By another replica, seen here; and by this one.
+        await states.replace(await states.read(), ModelState(active="first"))
+        assert await asyncio.wait_for(models._look(), 5)
+        assert models.canary is None
+        await states.replace(ModelState(active="first"), ModelState(active="first", canary="second", canary_share=0.5))
+        gate.set()
+        assert (await slow).active == "third"
+
+
+async def test_a_canary_that_is_over_ends_before_what_replaces_it_is_loaded() -> None:
+    states = MemoryModelStates()
+    shelf = Shelf("first", "second", "third")
+    async with shelf.models(states) as models:
+        await models.activate("second", share=0.5)
+
+        async def check(path: Path) -> None:
+            assert (models.active.version, models.canary) == ("first", None)
+
+        models._check = check
+        await states.replace(await states.read(), ModelState(active="third", previous=("first",)))
+        assert await models._look()
+        assert models.active.version == "third"
+
+
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("can't start new thread")])
 async def test_nothing_ends_the_following(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr("service.models.switch._POLL_S", 0.005)
