@@ -8,7 +8,8 @@ Legend: S item keys.
 
 import asyncio
 import logging
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ ID_BYTES = 16
 HEADER_BYTES = 2 * ID_BYTES + 1
 MAX_ITEMS = 255
 _NONE = bytes(ID_BYTES)
+_LONGEST_MS = 60_000
+"""That a request takes: the longest deadline."""
 
 
 def encode_shown(slate: ShownSlate) -> bytes:
@@ -92,13 +95,20 @@ class ShownRecorder:
         self._metrics = metrics
         self._queue_limit = queue_limit
         self._waiting: deque[Impression] = deque()
+        self._forgotten_ms: OrderedDict[str, int] = OrderedDict()
+        """When users were forgotten of whom a request that began before may still be under way; oldest first."""
         self._arrived = asyncio.Event()
         self._closing = False
         self._writing: asyncio.Task[int] | None = None
         self._writer = asyncio.create_task(self._write(), name="shown recorder")
 
     def add(self, impression: Impression) -> None:
-        """Takes a slate that is about to be answered; returns at once."""
+        """Takes a slate that is about to be answered; returns at once.
+
+        One that was begun before its user was forgotten is dropped: it was made of what is to be forgotten.
+        """
+        if impression.timestamp_ms <= self._forgotten_ms.get(impression.user_id, -1):
+            return
         if len(self._waiting) >= self._queue_limit or self._writer.done():
             self._metrics.history_errors.labels("remember").inc()
             return
@@ -115,7 +125,13 @@ class ShownRecorder:
                 await asyncio.wait([self._writing])
 
     async def forget(self, user_id: str) -> None:
-        """Drops what waits of a user, and waits for a write under way: what follows is not undone by it."""
+        """Drops what waits of a user and what is being made, and waits for a write under way: what follows is not
+        undone by it."""
+        now_ms = time.time_ns() // 1_000_000
+        self._forgotten_ms.pop(user_id, None)
+        self._forgotten_ms[user_id] = now_ms
+        while next(iter(self._forgotten_ms.values())) < now_ms - _LONGEST_MS:
+            self._forgotten_ms.popitem(last=False)
         kept = [impression for impression in self._waiting if impression.user_id != user_id]
         self._waiting.clear()
         self._waiting.extend(kept)
@@ -142,6 +158,10 @@ class ShownRecorder:
             except HistoryUnavailable as error:
                 self._metrics.history_errors.labels("remember").inc(len(impressions))
                 _log.warning("%d shown slates are not remembered: %s", len(impressions), error)
+                continue
+            except Exception:  # noqa: BLE001 - of a task that nobody waits for; the next write may go well
+                self._metrics.history_errors.labels("remember").inc(len(impressions))
+                _log.exception("%d shown slates are not remembered", len(impressions))
                 continue
             if num_unlogged:
                 self._metrics.impressions_unlogged.inc(num_unlogged)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -115,6 +116,19 @@ async def test_what_the_store_does_not_take_is_counted_and_the_next_is_written()
     assert (await store.read("ann", with_shown=True)).shown == (shown_of(slate(2)),)
 
 
+async def test_no_error_ends_the_writing(caplog: pytest.LogCaptureFixture) -> None:
+    store, metrics = Store(), Metrics()
+    store.gate.set()
+    recorder = ShownRecorder(store, metrics)
+    recorder.add(replace(slate(1), recommendation_id="no number"))
+    await asyncio.sleep(0.01)
+    recorder.add(slate(2))
+    await recorder.close()
+    assert num_lost(metrics) == 1
+    assert "1 shown slates are not remembered" in caplog.text
+    assert (await store.read("ann", with_shown=True)).shown == (shown_of(slate(2)),)
+
+
 async def test_more_than_may_wait_is_counted_and_dropped() -> None:
     store, metrics = Store(), Metrics()
     recorder = ShownRecorder(store, metrics, queue_limit=2)
@@ -155,6 +169,29 @@ async def test_who_is_forgotten_is_not_remembered_afterwards() -> None:
     await recorder.close()
     assert (await store.read("ann", with_shown=True)).shown == ()
     assert len((await store.read("bob", with_shown=True)).shown) == 1
+
+
+async def test_a_slate_that_was_begun_before_its_user_was_forgotten_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_ms = an_impression("ann", 1, "x").timestamp_ms
+    monkeypatch.setattr("service.history.shown.time.time_ns", lambda: now_ms * 1_000_000)
+    store, metrics = Store(), Metrics()
+    store.gate.set()
+    recorder = ShownRecorder(store, metrics)
+    await recorder.forget("ann")
+    recorder.add(an_impression("ann", 1, "x"))  # its request was under way
+    recorder.add(an_impression("bob", 1, "x"))
+    await recorder.written("ann")
+    assert (await store.read("ann", with_shown=True)).shown == ()
+    recorder.add(replace(an_impression("ann", 2, "y"), timestamp_ms=now_ms + 1))  # she came back
+    await recorder.close()
+    assert [len((await store.read(name, with_shown=True)).shown) for name in ("ann", "bob")] == [1, 1]
+    assert num_lost(metrics) == 0
+    # Whose requests have all ended is not kept.
+    now_ms += 60_001
+    await recorder.forget("eve")
+    assert list(recorder._forgotten_ms) == ["eve"]
 
 
 async def test_whoever_asks_for_more_waits_for_what_was_shown_to_be_written() -> None:
