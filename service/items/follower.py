@@ -90,7 +90,7 @@ class CatalogFollower:
             changes: list[LoggedChange] = []
             position, oldest_s = self._position, None
             if self._is_incomplete and time.monotonic() >= self._complete_at_s:
-                position, self._is_incomplete = None, False
+                position = None
             while position is not None:
                 tail = await self._log.since(position)
                 if tail is None:
@@ -139,6 +139,7 @@ class CatalogFollower:
     async def _start_over(self) -> tuple[bool, float]:
         state = await self._log.state()
         spent_s = await self._apply(self._live.reset, state.changes, state.position, is_whole=True)
+        self._is_incomplete = False  # now that the whole has come: what has no place was met again
         self._seen(state.position)
         return bool(state.changes), spent_s
 

@@ -37,12 +37,20 @@ class Faulty(MemoryCatalogLog):
     """Fails as often as it is told to."""
 
     num_failures = 0
+    state_fails = False
+    """Once."""
 
     async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
         if self.num_failures:
             self.num_failures -= 1
             raise CatalogUnavailable("gone")
         return await super().submit(changes)
+
+    async def state(self) -> LogState:
+        if self.state_fails:
+            self.state_fails = False
+            raise CatalogUnavailable("gone")
+        return await super().state()
 
 
 class Kit:
@@ -88,6 +96,25 @@ async def test_another_models_embedding_in_the_log_gives_way_to_the_text() -> No
     await kit.follower.catch_up()
     assert kit.live.snapshot.row_of("y") is not None
     assert kit.live.snapshot.row_of("z") is None, "nothing tells where it belongs"
+
+
+async def test_an_item_without_a_place_gets_one_however_often_the_log_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.items.follower._COMPLETE_S", 0)
+    log = Faulty()
+    kit = Kit(log)
+    await kit.follower.catch_up()
+    await log.submit([LoggedChange(replace(FIRST, item_id="y"))])  # of another model
+    log.num_failures = 1
+    await kit.follower.catch_up()
+    await kit.follower.adopted()
+    assert kit.live.snapshot.row_of("y") is None
+    log.state_fails = True  # when all of it is to be read again
+    with pytest.raises(CatalogUnavailable):
+        await kit.follower.catch_up()
+    await kit.follower.catch_up()
+    await kit.follower.adopted()
+    await kit.follower.catch_up()
+    assert kit.live.snapshot.row_of("y") is not None
 
 
 async def test_places_that_were_never_claimed_are_free_again() -> None:
