@@ -200,7 +200,13 @@ class KeyRing:
             return False
         self._stamp = stamp  # a bad file is complained of once, not at every look
         self.is_current = False
-        self._keys = read_keys(self._path)
+        try:
+            self._keys = read_keys(self._path)
+        except KeyFileError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | PermissionError):
+                self._stamp = ()  # too many open files, say: the file will not change when that is over
+            raise
         self.is_current = True
         self._take_over()
         _log.info("%d API keys in force", len(self._keys))

@@ -1,5 +1,6 @@
 """API keys: the file, whom it lets in, and how often."""
 
+import errno
 import json
 import os
 import stat
@@ -102,6 +103,29 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Pa
     with pytest.raises(KeyFileError):
         ring.refresh()
     assert ring.find("new") is not None
+
+
+def test_a_file_that_could_not_be_opened_for_once_is_read_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.json"
+    token = new_token()
+    write_keys(path, [ApiKey(name="shop", sha256=digest(token), scopes=("recommend",))])
+    ring = KeyRing(path)
+    write_keys(path, [])
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr(Path, "open", full)
+        for _ in range(2):
+            with pytest.raises(KeyFileError, match="Too many open files"):
+                ring.refresh()
+        assert not ring.is_current
+    assert ring.refresh()
+    assert ring.find(token) is None, "revoked"
+    assert ring.is_current
 
 
 def test_a_rotation_gives_no_fresh_burst(tmp_path: Path) -> None:
