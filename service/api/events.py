@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,8 +15,8 @@ from service.api.openapi import OF_BODIES, json_body, problems
 from service.api.replies import json_response
 from service.api.requests import EventBody, EventsBody
 from service.api.serving import Serving, serving_of
-from service.domain import Event
-from service.errors import HistoryUnavailable
+from service.domain import Event, item_key
+from service.errors import CatalogError, CatalogUnavailable, HistoryUnavailable
 from service.history import EventOutcome
 from service.models import Model
 from service.problems import (
@@ -45,7 +46,7 @@ async def add_events(request: Request) -> Response:
         raise invalid("/events", f"at most {most} events, not {len(body.events)}")
     for place, event in enumerate(body.events):
         caller.check_user(event.user_id, f"/events/{place}/user_id")
-    refused = _refused(body.events, serving)
+    refused = await _refused(body.events, serving)
     events = [_event(event, serving.model) for place, event in enumerate(body.events) if place not in refused]
     outcomes = iter(await _append(events, serving))
     results = []
@@ -67,7 +68,44 @@ async def _append(events: Sequence[Event], serving: Serving) -> Sequence[EventOu
         raise
 
 
-def _refused(events: Sequence[EventBody], serving: Serving) -> Mapping[int, Problem]:
+async def _refused(events: Sequence[EventBody], serving: Serving) -> Mapping[int, Problem]:
+    """Problems, by place, of the events that name what nobody can have seen.
+
+    What this replica does not know another one may have shown: an item that has just been added, or one of a model that
+    is not here yet, or not any more. A refusal is final, so the catalog's log and the user's slates are asked first.
+    """
+    refused = _unknown(events, serving)
+    if not refused:
+        return refused
+    if serving.models.missing is not None:  # what others show is not known here
+        return {}
+    for model in serving.models.loaded():
+        with suppress(CatalogUnavailable, CatalogError):
+            await model.follower.look()
+    refused = _unknown(events, serving)
+    doubtful = [place for place, problem in refused.items() if problem.type is UNKNOWN_ITEM]
+    were_shown = await _were_shown([events[place] for place in doubtful], serving)
+    for place, was_shown in zip(doubtful, were_shown, strict=True):
+        if was_shown:
+            del refused[place]
+    return refused
+
+
+async def _were_shown(events: Sequence[EventBody], serving: Serving) -> list[bool]:
+    """Whether the item of each event stood in the slate that it names, of those that are kept of its user."""
+    users = sorted({event.user_id for event in events if event.recommendation_id is not None})
+    shown: set[tuple[str, str | None, int]] = set()
+    try:
+        for user_id in users:
+            for slate in (await serving.store.read(user_id, with_shown=True)).shown:
+                shown.update((user_id, slate.recommendation_id, key) for key in slate.item_keys)
+    except HistoryUnavailable:
+        serving.metrics.history_errors.labels("read").inc()
+        raise
+    return [(event.user_id, event.recommendation_id, item_key(event.item_id)) in shown for event in events]
+
+
+def _unknown(events: Sequence[EventBody], serving: Serving) -> dict[int, Problem]:
     """Problems of the events that name what no model in service holds, by place: some users see a canary's items."""
     models = serving.models.loaded()
     snapshots = [model.catalog() for model in models]

@@ -55,7 +55,7 @@ class CatalogFollower:
         self._metrics = metrics
         self._poll_s, self._merge_s = poll_s, merge_s
         self._position: str | None = None
-        self._turn = asyncio.Lock()
+        self._turn, self._looking = asyncio.Lock(), asyncio.Lock()
         self._is_lost = False
         self.num_begun = 0
         """Readings to the end that have begun ..."""
@@ -75,6 +75,16 @@ class CatalogFollower:
         """
         found, _ = await self._catch_up()
         return found
+
+    async def look(self) -> None:
+        """Returns when a reading that began after the call has ended: one for all who call at once.
+
+        Raises as `catch_up`.
+        """
+        number = self.num_begun
+        async with self._looking:
+            if self.last_ended <= number:
+                await self.catch_up()
 
     async def reach(self, position: str) -> None:
         """Returns when what stands in the log up to a position is in service. Raises as `catch_up`."""

@@ -197,6 +197,16 @@ def test_replicas_follow_each_other_and_a_restart_remembers(redis: EmbeddedRedis
         assert slate(back, filter=FRESH) == ["shared"]
 
 
+def test_an_event_on_an_item_that_another_replica_has_just_added_is_stored(redis: EmbeddedRedis) -> None:
+    settings = fake_settings(redis.start())
+    with live_client(settings) as here, live_client(settings) as there:
+        for number in range(5):
+            assert here.put(f"/v1/items/new-{number}", json={"title": "New", "embedding": [1.0] * 8}).status_code == 200
+            event = {"event_id": f"e{number}", "user_id": "ann", "item_id": f"new-{number}", "timestamp": time.time()}
+            [result] = there.post("/v1/events", json={"events": [event]}).json()["results"]
+            assert result["status"] == "stored"
+
+
 def test_a_wrong_bulk_is_taken_back_on_every_replica(redis: EmbeddedRedis) -> None:
     url = redis.start()
     with live_client(fake_settings(url)) as here, live_client(fake_settings(url)) as there:

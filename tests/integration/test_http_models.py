@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -201,6 +202,39 @@ def test_replicas_follow_each_other(redis_url: str, models_dir: Path) -> None:
         until(lambda: recommend(there)["model_version"] == "two")
         assert there.post("/v1/models/rollback", json={}).status_code == 200
         until(lambda: recommend(here)["model_version"] == "one")
+
+
+def sent(client: httpx.Client, *item_ids: str, user_id: str = "ann", of: str | None = None) -> list[str]:
+    """What becomes of events on these items, of a slate."""
+    events = [
+        {"event_id": uuid4().hex, "user_id": user_id, "item_id": item_id, "timestamp": time.time()}
+        for item_id in item_ids
+    ]
+    if of is not None:
+        events = [{**event, "recommendation_id": of} for event in events]
+    answer = client.post("/v1/events", json={"events": events})
+    return [result["status"] for result in answer.json()["results"]]
+
+
+def test_what_was_shown_by_a_model_that_is_not_in_service_here_is_no_unknown_item(
+    redis_url: str, models_dir: Path, tmp_path: Path
+) -> None:
+    fewer = Path(shutil.copytree(models_dir / "one", tmp_path / "fewer" / "one")).parent
+    with replica(redis_url, models_dir) as here, replica(redis_url, fewer) as there:
+        assert sent(there, "two:item-3") == ["refused"]
+        activate(here, "two")
+        slate = recommend(here)
+        shown, of = [item["item_id"] for item in slate["items"]], slate["recommendation_id"]
+        until(lambda: there.get("/readyz").json()["degraded"] == ["model_not_loaded"])
+        assert sent(there, shown[0]) == ["stored"], "it cannot know what others show"
+        assert here.post("/v1/models/rollback", json={}).status_code == 200
+        until(lambda: there.get("/readyz").json()["degraded"] == [])
+        for replica_of_one in (here, there):
+            assert sent(replica_of_one, shown[1], "two:no such item", of=of) == ["stored", "refused"]
+            assert sent(replica_of_one, shown[1]) == ["refused"], "nothing says that it was shown"
+            assert sent(replica_of_one, shown[1], of="0" * 32) == ["refused"]
+            assert sent(replica_of_one, shown[1], user_id="bob", of=of) == ["refused"]
+        assert recommend(here)["source"] == "model"
 
 
 def test_a_replica_that_lacks_a_model_says_so(redis_url: str, models_dir: Path, shelf: Path, tmp_path: Path) -> None:

@@ -117,6 +117,18 @@ async def test_an_item_without_a_place_gets_one_however_often_the_log_is_away(mo
     assert kit.live.snapshot.row_of("y") is not None
 
 
+async def test_all_who_look_at_once_share_a_reading_that_began_after_they_asked() -> None:
+    kit = Kit()
+    await kit.follower.catch_up()
+    before = kit.follower.num_begun
+    await kit.log.submit([LoggedChange(replace(FIRST), (1, 2, 3))])
+    await asyncio.gather(*(kit.follower.look() for _ in range(50)))
+    assert kit.live.snapshot.row_of("x") is not None
+    assert kit.follower.num_begun - before == 2, "most asked when the first had begun"
+    await kit.follower.look()
+    assert kit.follower.num_begun - before == 3
+
+
 async def test_places_that_were_never_claimed_are_free_again() -> None:
     log = Faulty()
     kit = Kit(log)
