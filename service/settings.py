@@ -107,7 +107,8 @@ class LimitSettings(_Group):
     connections: int = Field(default=4096, ge=1)
     """Open at once."""
     read_s: float = Field(default=10.0, gt=0)
-    """Seconds for a whole request to come, from its first byte or from the connection's beginning."""
+    """Seconds for a whole request to come, from its first byte or from the connection's beginning; and for a client to
+    take an answer that waits for it."""
     head_bytes: int = Field(default=65_536, ge=1024)
     """Of the request line and the headers."""
     body_bytes: int = Field(default=1_000_000, ge=1024)

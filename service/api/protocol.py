@@ -1,6 +1,7 @@
 """HTTP as uvicorn speaks it, with an end to what a client may take: of time, of head, of connections.
 
-uvicorn waits for the rest of a request for as long as the client likes, and keeps all of its head.
+uvicorn waits for the rest of a request for as long as the client likes, keeps all of its head, and waits as long for a
+client that does not read its answers.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.metrics import Metrics
 from service.problems import (
@@ -47,6 +48,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """That came since the request began, or since its last byte of body: of an unfinished head, or of trailers."""
         self._is_counted = False
         """Whether what the parser reads now counts for `_idle_bytes`."""
+        self._write_timer: asyncio.TimerHandle | None = None
+        """Runs while the client is to take what was written."""
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests that are not answered yet, the oldest first: uvicorn's `cycle` is the last of those pipelined."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Of asyncio.Protocol."""
@@ -59,7 +64,35 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Of asyncio.Protocol."""
         self._stop_waiting()
+        self._stop_waiting_for_reader()
+        for cycle in self._cycles:  # uvicorn tells one; an earlier one would write to a connection that is closed
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Of asyncio.Protocol: the client takes less than it asks for."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """Of asyncio.Protocol."""
+        self._stop_waiting_for_reader()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """Of uvicorn: the service ends."""
+        super().shutdown()
+        self._finish()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Of uvicorn: nothing was asked for a while."""
+        super().timeout_keep_alive_handler()
+        self._finish()
+
+    def on_response_complete(self) -> None:
+        """Of uvicorn: an answer is written."""
+        super().on_response_complete()
+        self._finish()
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio.Protocol."""
@@ -102,6 +135,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_bytes > self._limits.head_bytes:
             raise ValueError("the head is too large")
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+        if self.cycle is not None:
+            self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """Of the parser."""
@@ -141,6 +177,21 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(REQUEST_TIMEOUT)
         else:
             self.transport.close()  # nothing was asked
+            self._finish()
+
+    def _wait_for_reader(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self._limits.read_s, self.transport.abort)
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _finish(self) -> None:
+        """A connection that closes stays until its client has taken the rest: not for ever."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._wait_for_reader()
 
     def _refuse(self, kind: ProblemType) -> None:
         """Says so and closes; where that would stand for the answer to another request, it only closes."""
@@ -154,6 +205,7 @@ class GuardedProtocol(HttpToolsProtocol):
             head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[kind.status] + head.encode() + body)
         self.transport.close()
+        self._finish()
 
 
 def guarded_protocol(limits: LimitSettings, metrics: Metrics) -> Any:

@@ -144,6 +144,35 @@ def test_line_ends_after_an_answer_keep_no_connection_open(service: Service) -> 
         assert time.monotonic() - began_s < 8 * READ_S
 
 
+def test_who_does_not_read_is_shown_the_door(service: Service) -> None:
+    head = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(3)]
+        for client in clients:
+            client.sendall(60 * head)  # megabytes of answers: more than the kernel takes for a client
+        # They stay connected, and ask no more.
+        until(lambda: num_connections(service) == 0, "nobody is served for ever", timeout_s=20 * READ_S)
+
+
+def test_who_leaves_in_the_middle_of_pipelined_answers_is_no_error(service: Service) -> None:
+    head = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(60 * head)
+            client.recv(100_000)  # the rest is being written; the log must not complain
+
+
+def test_who_reads_slowly_gets_all_of_it(service: Service) -> None:
+    head = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n"
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.sendall(39 * (head + b"\r\n") + head + b"Connection: close\r\n\r\n")
+        received = bytearray()
+        while chunk := client.recv(2**20):
+            received += chunk
+            time.sleep(READ_S / 20)
+    assert statuses(bytes(received)) == [200] * 40
+
+
 def test_half_a_body_is_answered_when_its_time_is_over(service: Service) -> None:
     assert statuses(exchange(service, request()[:-10])) == [408]
     chunked = request(b'5\r\n{"use', head=b"Transfer-Encoding: chunked\r\n")
