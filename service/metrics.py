@@ -32,7 +32,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.stage_seconds = Histogram(
-            "oneslate_recommend_stage_seconds", "A slate's way, by stage.", ["stage"], buckets=_SECONDS,
+            "oneslate_recommend_stage_seconds", "A slate's way, by stage passed.", ["stage"], buckets=_SECONDS,
             registry=registry,
         )  # fmt: skip
         self.slates = Counter("oneslate_slates", "Slates answered.", ["source", "reason"], registry=registry)
@@ -152,10 +152,11 @@ class Metrics:
         for code in problems:
             self.errors.labels(code)
 
-    def observe_stages(self, seconds: tuple[float, float, float, float, float]) -> None:
-        """One slate's seconds, in the order of STAGES."""
+    def observe_stages(self, seconds: tuple[float | None, ...]) -> None:
+        """One slate's seconds, in the order of STAGES; None: it did not come so far."""
         for stage, value in zip(self._stages, seconds, strict=True):
-            stage.observe(value)
+            if value is not None:
+                stage.observe(value)
 
     def model_active(self, package: str, manifest: Manifest, provider: str) -> None:
         """What runs from now on, and what its slates looked like at export, as far as its bundle says."""

@@ -87,6 +87,8 @@ class _Course:
     deadline_s: float
     now_ms: int
     history_s: float = 0.0
+    waited_s: float | None = None
+    """In the queue, in vain."""
     reasons: set[str] = field(default_factory=set)
 
 
@@ -175,9 +177,11 @@ class Recommender:
 
     async def _decode(self, inputs: RequestInputs, course: _Course, tenant: str) -> Answer | None:
         """What the model writes; None, and a note in `course`, where it does not."""
+        began_s = time.monotonic()
         try:
             return await self._batcher.submit(inputs, course.deadline_s, tenant)
         except DeadlineExceeded:
+            course.waited_s = time.monotonic() - began_s
             course.reasons.add(DEADLINE)
         except RunnerError:
             course.reasons.add(MODEL_UNAVAILABLE)
@@ -220,15 +224,15 @@ class Recommender:
             self._shown.add(impression)
         total_s = time.monotonic() - course.started_s
         features_s, queue_s, inference_s = (
-            (0.0, 0.0, 0.0) if answer is None else (answer.features_s, answer.queue_s, answer.inference_s)
+            (None, course.waited_s, None) if answer is None else (answer.features_s, answer.queue_s, answer.inference_s)
         )
         self._metrics.observe_stages((course.history_s, features_s, queue_s, inference_s, total_s))
         self._metrics.slates.labels(slate.source, slate.reason or _NO_REASON).inc()
         timings = Timings(
             history_s=course.history_s,
-            features_s=features_s,
-            queue_s=queue_s,
-            inference_s=inference_s,
+            features_s=features_s or 0.0,
+            queue_s=queue_s or 0.0,
+            inference_s=inference_s or 0.0,
             total_s=total_s,
         )
         return Recommendation(recommendation_id=recommendation_id, slate=slate, timings=timings)

@@ -84,6 +84,11 @@ class House:
         query = {"user_id": "ann", "slate_size": 5, "deadline_ms": 5000.0, **query}
         return await self.recommender.recommend(RecommendQuery(**query), time.monotonic())
 
+    def num_observed(self, stage: str) -> int:
+        """Slates whose time in the stage was noted."""
+        name = "oneslate_recommend_stage_seconds_count"
+        return int(self.metrics.registry.get_sample_value(name, {"stage": stage}) or 0)
+
     @property
     def last(self) -> Batch:
         return self.runner.batches[-1]

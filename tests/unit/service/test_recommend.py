@@ -17,6 +17,7 @@ from service.errors import RunnerError
 from service.inference.features import RequestInputs
 from service.inference.popular import PopularRanking
 from service.inference.runner import Batch
+from service.metrics import STAGES
 from service.query import PastEvent
 from service.recommend import Recommendation
 
@@ -150,6 +151,10 @@ async def test_out_of_time_in_the_model_is_a_popular_slate_that_respects_the_req
     began_s = time.monotonic()
     answer = await house.ask(deadline_ms=60.0, exclude=["item-2"])
     assert time.monotonic() - began_s < 5  # the model would take 30 s
+    assert answer.timings.queue_s > 0.03
+    assert {stage: house.num_observed(stage) for stage in STAGES} == {
+        "history": 1, "features": 0, "queue": 1, "inference": 0, "total": 1,
+    }  # fmt: skip
     assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("popular", "deadline", True)
     # The last item is of group 1 of 7.
     assert ids(answer) == [f"item-{number}" for number in (8, 15, 22, 29, 36)]
@@ -187,6 +192,7 @@ async def test_a_broken_model_is_a_popular_slate(house: House) -> None:
     house.runner.fails = True
     answer = await house.ask()
     assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("popular", "model_unavailable", True)
+    assert house.num_observed("queue") == 0, "it did not wait there in vain, and not for nothing either"
     assert ids(answer) == [f"item-{number}" for number in range(5)]
 
 
