@@ -1,17 +1,20 @@
 """The use case: from what a client says of items to entries in the catalog's log.
 
-A new item is encoded, gets the nearest free place, and claims it in the log; if another replica was faster, the next
-nearest.
+A new item is encoded, gets the nearest free place, and claims it in the log; if another replica was faster, one of the
+next nearest.
 
 Legend: E embedding width.
 """
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
+
+import numpy as np
 
 from service.catalog import CatalogLog, CatalogSnapshot, ItemChange, LiveCatalog, LoggedChange
 from service.catalog.change import Sid
@@ -29,7 +32,8 @@ RefusalKind = Literal["", "unknown_item", "cannot_be_placed"]
 _WAIT_S: Final = 0.01
 _MAX_WAIT_S: Final = 1.0
 _NUM_TRIES: Final = 20
-"""Two replicas that want the same places win by turns."""
+_MOST_PASSED: Final = 64
+"""Places that are passed over, in all, by those who lost theirs again and again."""
 _MAX_AT_ONCE: Final = 1000
 """Changes of one entry: Redis' scripts can name a few thousand values in one command."""
 
@@ -232,10 +236,15 @@ class ItemWriter:
         logged = changes if says_what_they_are else [ItemChange(item_id=change.item_id) for change in changes]
         sids: dict[int, Sid | None] = {}
         left = list(range(len(changes)))
-        for _ in range(_NUM_TRIES):
+        for number in range(_NUM_TRIES):
             if not left:
                 break
-            found = await asyncio.to_thread(self._find, self._live.snapshot, [changes[place] for place in left])
+            # A replica that adds one item after another like this one takes the nearest place each time, and may always
+            # be the faster one: who has lost leaves it some of them, at random and more from time to time.
+            most = min(2**number, max(1, _MOST_PASSED // len(left)))
+            found = await asyncio.to_thread(
+                self._find, self._live.snapshot, [changes[place] for place in left], random.randrange(most)
+            )
             asked = [(place, sid) for place, sid in zip(left, found, strict=True) if sid is not None]
             sids.update(dict.fromkeys(left))
             answers = await self._log.submit([LoggedChange(logged[place], sid) for place, sid in asked])
@@ -253,7 +262,8 @@ class ItemWriter:
             raise CatalogUnavailable(f"other replicas took the places of {len(left)} new item(s) {_NUM_TRIES} times")
         return [sids[place] for place in range(len(changes))]
 
-    def _find(self, snapshot: CatalogSnapshot, changes: Sequence[ItemChange]) -> list[Sid | None]:
+    def _find(self, snapshot: CatalogSnapshot, changes: Sequence[ItemChange], num_passed: int) -> list[Sid | None]:
+        """The nearest free place of each but for so many that are nearer; None where none is free."""
         encoder = self._live.encoder
         assert encoder is not None
         assert self._free is not None
@@ -261,7 +271,9 @@ class ItemWriter:
         # Only what was claimed is taken: a place that was found, but never came into the log, is free again.
         self._free.begin(snapshot, [*self._placed.values(), *self._denied])
         items = [(change.applied_to(None), change.embedding) for change in changes]
-        return self._free.find(snapshot, encoder.embeddings(items))
+        found = self._free.find(snapshot, np.tile(encoder.embeddings(items), (num_passed + 1, 1)))
+        rounds = [found[start : start + len(items)] for start in range(0, len(found), len(items))]
+        return [next((sid for sid in reversed(sids) if sid is not None), None) for sids in zip(*rounds, strict=True)]
 
     def _sid_of(self, item_id: str) -> Sid | None:
         snapshot = self._live.snapshot

@@ -150,6 +150,31 @@ async def test_a_place_that_another_replica_took_is_not_asked_for_again() -> Non
     assert given.sid != wanted.sid
 
 
+class Rivalry(MemoryCatalogLog):
+    """Whenever one replica claims a place, another has just added an item that belongs there, too."""
+
+    rival: Kit | None = None
+    num_rivals = 0
+
+    async def submit(self, changes: Sequence[LoggedChange]) -> list[Submitted]:
+        if (rival := self.rival) is not None:
+            self.rival = None
+            self.num_rivals += 1
+            [outcome] = await rival.writer.write([replace(FIRST, item_id=f"rival-{self.num_rivals}")])
+            assert outcome.status == "added"
+            self.rival = rival
+        return await super().submit(changes)
+
+
+async def test_who_is_always_slower_than_another_replica_finds_a_place_all_the_same() -> None:
+    for _ in range(20):
+        log = Rivalry()
+        kit, log.rival = Kit(log), Kit(log)
+        [outcome] = await kit.writer.write([FIRST])
+        assert outcome.status == "added"
+        assert 1 < log.num_rivals < 10, "the first place was lost, and a few of the next perhaps"
+
+
 class Endless(MemoryCatalogLog):
     """Something new at every reading, as under a steady stream of small changes."""
 
