@@ -9,23 +9,27 @@ from kustomize import Object, documents, render
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "gpu", "kind")
+BESIDE = ("bundles/demo", "bundles/loader")
+"""What is applied by itself."""
+APPLIED = (*(f"overlays/{name}" for name in OVERLAYS), *BESIDE)
 
 
 @cache
-def rendered(overlay: str) -> list[Object]:
+def applied(folder: str) -> list[Object]:
     """What `kubectl apply -k` sends. Not to be changed."""
-    return render(KUBERNETES / "overlays" / overlay)
+    return render(KUBERNETES / folder)
+
+
+def rendered(overlay: str) -> list[Object]:
+    """What `kubectl apply -k` sends for an overlay. Not to be changed."""
+    return applied(f"overlays/{overlay}")
 
 
 def everything(overlay: str) -> list[Object]:
     """With what is applied beside the overlay: bundles, secrets, monitors."""
-    extra = [
-        "bundles/demo.yaml",
-        "bundles/loader.yaml",
-        "secrets.example.yaml",
-        "components/service-monitor/monitors.yaml",
-    ]
-    return rendered(overlay) + [one for name in extra for one in documents(KUBERNETES / name)]
+    extra = ["secrets.example.yaml", "components/service-monitor/monitors.yaml"]
+    objects = rendered(overlay) + [one for folder in BESIDE for one in applied(folder)]
+    return objects + [one for name in extra for one in documents(KUBERNETES / name)]
 
 
 def find(objects: list[Object], kind: str, name: str = "oneslate") -> Object:

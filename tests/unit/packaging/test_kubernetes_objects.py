@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,21 @@ import kubernetes_validate
 import pytest
 import yaml
 from kustomize import Object, containers, documents, render
-from manifests import KUBERNETES, OVERLAYS, ROOT, everything, find, only_container, pods, ports, rendered, selects
+from manifests import (
+    APPLIED,
+    BESIDE,
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    applied,
+    everything,
+    find,
+    only_container,
+    pods,
+    ports,
+    rendered,
+    selects,
+)
 
 NEWEST = kubernetes_validate.latest_version()
 
@@ -32,11 +47,11 @@ def test_a_field_that_no_schema_knows_is_refused() -> None:
 
 
 @pytest.mark.kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubectl_renders_the_same(overlay: str) -> None:
-    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+@pytest.mark.parametrize("folder", APPLIED)
+def test_kubectl_renders_the_same(folder: str) -> None:
+    command = ["kubectl", "kustomize", str(KUBERNETES / folder)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert by_name(list(yaml.safe_load_all(text))) == by_name(rendered(overlay))
+    assert by_name(list(yaml.safe_load_all(text))) == by_name(applied(folder))
 
 
 def test_what_the_renderer_does_not_know_it_refuses(tmp_path: Path) -> None:
@@ -60,7 +75,9 @@ def test_no_name_is_taken_twice_and_all_are_in_one_namespace() -> None:
         objects = rendered(overlay)
         assert len(by_name(objects)) == len(objects)
         namespace = find(objects, "Namespace")["metadata"]["name"]
-        assert {one["metadata"].get("namespace") for one in objects if one["kind"] != "Namespace"} == {namespace}
+        beside = [one for folder in BESIDE for one in applied(folder)]
+        namespaced = [one for one in objects + beside if one["kind"] != "Namespace"]
+        assert {one["metadata"].get("namespace") for one in namespaced} == {namespace}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -149,6 +166,24 @@ def test_images_are_those_of_the_compose_file_and_the_dockerfile() -> None:
     targets = set(re.findall(r"^FROM \S+ AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     tags = {image.split(":")[1] for image in {*expected.values(), "oneslate:gpu"} if image.startswith("oneslate:")}
     assert tags <= targets
+
+
+def test_every_image_of_ours_is_named_where_a_registry_can_be_named(tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    for path in (tmp_path / "kubernetes").glob("*/*/kustomization.yaml"):
+        own = yaml.safe_load(path.read_text())
+        for image in own.get("images", []):
+            image["newName"] = "registry.example.com/oneslate"
+        path.write_text(yaml.safe_dump(own))
+    sent = [one for folder in APPLIED for one in render(tmp_path / "kubernetes" / folder)]
+    images = {name: only_container(pod)["image"] for name, pod in pods(sent).items()}
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert images.pop("oneslate-redis") == compose["redis"]["image"]
+    assert {name for name, image in images.items() if not image.startswith("registry.example.com/oneslate:")} == set()
+    # No file has a pod that none of these folders sends.
+    there = [one for path in KUBERNETES.glob("*/**/*.yaml") for one in documents(path)]
+    whole = [one for one in there if any("image" in container for container in containers(one))]
+    assert pods(whole).keys() == pods(sent).keys()
 
 
 def test_the_monitors_scrape_what_the_services_offer() -> None:
