@@ -1,5 +1,6 @@
 """deploy/kubernetes/README.md names what is there."""
 
+import itertools
 import re
 import shlex
 
@@ -60,6 +61,29 @@ def test_commands_of_ours_are_ones_that_are_there() -> None:
     for name, sub, *arguments in ours:
         assert name == "keys"
         get_command(cli).commands[name].commands[sub].make_context(sub, arguments)  # type: ignore[attr-defined]
+
+
+def test_whatever_changes_the_file_of_keys_is_followed_by_its_secret() -> None:
+    blocks = [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)]
+    changes = 0
+    for block in blocks:
+        for number, line in enumerate(block):
+            if re.match(r"oneslate keys (new|revoke) ", line):
+                changes += 1
+                later = block[number + 1 :]
+                following = itertools.takewhile(lambda each: not re.match(r"oneslate keys (new|revoke) ", each), later)
+                assert any("create secret generic oneslate-keys " in each for each in following), line
+    assert changes == 4
+
+
+def test_an_overlay_is_applied_after_everything_that_it_needs() -> None:
+    steps, _ = PAGE.split("## Before it is applied\n")[1].split("To try it all on one machine")
+    before, after = steps.split("kubectl apply -k deploy/kubernetes/overlays/")
+    assert re.findall(r"^(\d)\. ", before, re.MULTILINE) == [str(number) for number in range(1, 10)]
+    # What comes then asks, and changes nothing.
+    (rest,) = re.findall(r"\n(.*?)```", after, re.DOTALL)
+    assert all(re.match(r"kubectl (-n oneslate )?(get|rollout status) ", line) for line in rest.splitlines())
+    assert "```sh" not in after
 
 
 def test_paths_of_the_api_are_ones_that_are_there() -> None:
