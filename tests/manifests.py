@@ -27,7 +27,7 @@ def rendered(overlay: str) -> list[Object]:
 
 def everything(overlay: str) -> list[Object]:
     """With what is applied beside the overlay: bundles, secrets, monitors."""
-    extra = ["secrets.example.yaml", "components/service-monitor/monitors.yaml"]
+    extra = ["secrets.example.yaml", *(f"components/service-monitor/{name}.yaml" for name in ("monitors", "rules"))]
     objects = rendered(overlay) + [one for folder in BESIDE for one in applied(folder)]
     return objects + [one for name in extra for one in documents(KUBERNETES / name)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import prometheus_rule
 import pytest
 import yaml
 from kustomize import Object, containers, documents, render
@@ -26,6 +27,7 @@ from manifests import (
     rendered,
     selects,
 )
+from monitored import RULES
 
 NEWEST = kubernetes_validate.latest_version()
 
@@ -201,6 +203,38 @@ def test_the_monitors_scrape_what_the_services_offer() -> None:
         assert monitor["spec"].keys() == {"selector", "endpoints"}
         assert endpoint.keys() == {"port", "path", "interval", "scrapeTimeout"}
         assert int(endpoint["scrapeTimeout"].rstrip("s")) < int(endpoint["interval"].rstrip("s"))
+
+
+def test_the_operators_rules_are_those_of_prometheus_written_out() -> None:
+    assert prometheus_rule.FILE.read_text() == prometheus_rule.text(), "due: python tests/prometheus_rule.py"
+    (rule,) = documents(prometheus_rule.FILE)
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rule.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert rule["spec"].keys() == {"groups"}
+    assert [one for group in rule["spec"]["groups"] for one in group["rules"]] == RULES
+
+
+def test_rules_go_by_the_jobs_that_the_monitors_make() -> None:
+    # The operator calls a job by the Service's name, where the monitor has no `jobLabel`.
+    monitors = documents(KUBERNETES / "components/service-monitor/monitors.yaml")
+    made = {monitor["metadata"]["name"] for monitor in monitors}
+    assert set(re.findall(r'job="([^"]*)"', prometheus_rule.FILE.read_text())) == made
+    assert made <= {one["metadata"]["name"] for one in rendered("cpu") if one["kind"] == "Service"}
+
+
+def test_the_component_that_an_overlay_has_as_a_comment_can_be_taken_in(tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    for overlay in ("cpu", "gpu"):
+        file = tmp_path / "kubernetes/overlays" / overlay / "kustomization.yaml"
+        file.write_text(re.sub(r"^# (components:|  - )", r"\1", file.read_text(), flags=re.MULTILINE))
+        added = by_name(render(file.parent)).keys() - by_name(rendered(overlay)).keys()
+        assert added == {
+            ("ServiceMonitor", "oneslate"),
+            ("ServiceMonitor", "oneslate-collector"),
+            ("PrometheusRule", "oneslate"),
+        }
+        kinds = {kind for kind, _ in added}
+        assert all(one["metadata"]["namespace"] == "oneslate" for one in render(file.parent) if one["kind"] in kinds)
 
 
 def by_name(objects: list[Object]) -> dict[tuple[str, str], Object]:

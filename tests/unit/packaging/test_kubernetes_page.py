@@ -79,7 +79,7 @@ def test_whatever_changes_the_file_of_keys_is_followed_by_its_secret() -> None:
 def test_an_overlay_is_applied_after_everything_that_it_needs() -> None:
     steps, _ = PAGE.split("## Before it is applied\n")[1].split("To try it all on one machine")
     before, after = steps.split("kubectl apply -k deploy/kubernetes/overlays/")
-    assert re.findall(r"^(\d)\. ", before, re.MULTILINE) == [str(number) for number in range(1, 10)]
+    assert re.findall(r"^(\d+)\. ", before, re.MULTILINE) == [str(number) for number in range(1, 11)]
     # What comes then asks, and changes nothing.
     (rest,) = re.findall(r"\n(.*?)```", after, re.DOTALL)
     assert all(re.match(r"kubectl (-n oneslate )?(get|rollout status) ", line) for line in rest.splitlines())
