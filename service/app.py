@@ -66,6 +66,7 @@ def create_app(
     """
     metrics = Metrics()
     metrics.default_deadline.set(settings.deadline_ms / 1000)
+    metrics.event_log_limit.set(settings.event_log.max_rows)
     metrics.expect(OUTCOMES, (problem.code for problem in PROBLEM_TYPES))
 
     @asynccontextmanager

@@ -97,6 +97,10 @@ class Metrics:
         self.default_deadline = Gauge(
             "oneslate_default_deadline_seconds", "Of requests that bring none.", registry=registry
         )
+        self.event_log_limit = Gauge(
+            "oneslate_event_log_limit_rows", "Rows that may wait in the event log, in all; 0: none is kept.",
+            registry=registry,
+        )  # fmt: skip
         self.ready = Gauge("oneslate_ready", "1 when ready for traffic.", registry=registry)
         self.build = Gauge(
             "oneslate_build_info", "What runs; always 1.", ["version", "model_version", "provider"], registry=registry

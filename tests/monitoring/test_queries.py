@@ -29,6 +29,7 @@ from service.settings import EventLogSettings
 pytestmark = pytest.mark.prometheus
 
 JSON = {"Content-Type": "application/json"}
+SIDES = r" (?:==|>|<) | and (?:on \(\) )?"
 RATE_INTERVAL = "20s"
 """What Grafana puts in the place of `$__rate_interval`, about."""
 
@@ -51,10 +52,23 @@ def queries() -> list[Query]:
         if "record" in rule:
             found.append(Query(f"record {rule['record']}", rule["expr"]))
             continue
-        sides = re.split(r" (?:==|>|<) | and (?:on \(\) )?", rule["expr"])
-        assert len(sides) > 1, rule["expr"]
+        compared = [side for part in _alternatives(rule["expr"]) for side in re.split(SIDES, part)]
+        assert len(compared) > 1, rule["expr"]
+        # Of what must not be absent, what is there.
+        sides = [re.sub(r"^absent\((.*)\)$", r"\1", side) for side in compared]
         found += [Query(f"alert {rule['alert']}", side) for side in sides if not _is_number(side)]
     return found
+
+
+def _alternatives(expr: str) -> list[str]:
+    """What stands on either side of an `or` that no parenthesis holds."""
+    parts = [""]
+    for word in expr.split(" "):
+        if word == "or" and parts[-1].count("(") == parts[-1].count(")"):
+            parts.append("")
+        else:
+            parts[-1] += f" {word}" if parts[-1] else word
+    return parts
 
 
 def _is_number(text: str) -> bool:

@@ -12,7 +12,7 @@ from service.history.store import EventOutcome
 from service.items.writer import Status
 from service.problems import PROBLEM_TYPES
 from service.recommend import REASONS
-from service.settings import Settings
+from service.settings import EventLogSettings, Settings
 
 SERVICE = Path(metrics.__file__).parent
 
@@ -57,6 +57,12 @@ def test_a_popular_slate_has_a_reason_and_only_the_severest(first_scrape: str) -
 
 def test_the_deadline_is_the_one_of_the_settings(first_scrape: str) -> None:
     assert "\noneslate_default_deadline_seconds 0.25\n" in first_scrape
+
+
+def test_the_limit_of_the_event_log_is_the_one_of_the_settings(first_scrape: str) -> None:
+    assert "\noneslate_event_log_limit_rows 0.0\n" in first_scrape
+    kept = create_app(Settings(runner="fake", event_log=EventLogSettings(max_rows=5000))).state.metrics.render()
+    assert b"\noneslate_event_log_limit_rows 5000.0\n" in kept
 
 
 def test_without_a_file_of_keys_none_is_out_of_order(first_scrape: str) -> None:
