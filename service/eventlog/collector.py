@@ -32,7 +32,7 @@ class CollectorMetrics:
             "oneslate_collector_errors", "Times that Redis did not answer the collector.", registry=registry
         )
         self.waiting = Gauge(
-            "oneslate_collector_waiting_rows", "Rows that waited in Redis at the last look.", registry=registry
+            "oneslate_collector_waiting_rows", "Rows that waited in Redis when the last look began.", registry=registry
         )
         self.drained = Gauge(
             "oneslate_collector_drained_timestamp_seconds", "When the streams were last drained to their end.",
@@ -87,6 +87,8 @@ class Collector:
 
     async def drain(self, stopping: asyncio.Event | None = None) -> int:
         """Moves what waits now, and returns how many rows it was. Raises HistoryUnavailable, EventLogOwned."""
+        # Before any is taken away: afterwards hardly one would wait, however full the log had been.
+        self._metrics.waiting.set(await self._streams.num_waiting())
         # What a commit before a kill has moved, but not taken away yet.
         await self._streams.trim(self._dataset.cursors)
         num_rows = 0
@@ -108,5 +110,4 @@ class Collector:
         for row in batch.rows:
             self._metrics.rows.labels(row.kind).inc()
         waiting = await self._streams.num_waiting()
-        self._metrics.waiting.set(waiting)
         _log.info("%d rows in %.2f s; %d wait", len(batch.rows), time.monotonic() - started_s, waiting)

@@ -196,6 +196,28 @@ async def test_a_log_is_drained_in_commits_of_bounded_size_while_it_fills(log: L
     assert max(pq.read_metadata(file).num_rows for file in (tmp_path / "events").glob("*")) <= 2 * NUM_BUCKETS
 
 
+async def test_rows_that_wait_are_counted_as_a_look_begins_and_until_the_next_one(log: Log, tmp_path: Path) -> None:
+    metrics = CollectorMetrics()
+
+    def waiting() -> float | None:
+        return metrics.registry.get_sample_value("oneslate_collector_waiting_rows")
+
+    store = log.store()
+    with LogDataset.opened(tmp_path) as dataset:
+        collector = Collector(log.streams(dataset.collector), dataset, metrics, CollectorLimits(max_rows=NUM_BUCKETS))
+        await store.append([an_event("ann", str(number)) for number in range(3)], NOW_MS)
+        await store.append([an_event("bob", "3")], NOW_MS)
+        assert await collector.drain() == 4
+        assert metrics.registry.get_sample_value("oneslate_collector_commits_total") == 3
+        assert waiting() == 4
+        await store.append([an_event("ann", "4")], NOW_MS)
+        assert waiting() == 4
+        assert await collector.drain() == 1
+        assert waiting() == 1
+        assert await collector.drain() == 0
+        assert waiting() == 0
+
+
 async def test_no_two_collectors_share_a_log(log: Log, tmp_path: Path) -> None:
     store = log.store()
     await store.append([an_event("ann", "1")], NOW_MS)
