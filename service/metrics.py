@@ -16,6 +16,8 @@ POPULARITIES: Final = ("cold", "other", "popular")
 """Of items, by their training events: none; some; as many as the catalog's most popular tenth."""
 DIRECTIONS: Final = ("above", "below")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SLATE_SECONDS = (*_SECONDS, 5.0, 10.0, 30.0, 60.0)
+"""As far as deadlines go: a quantile beyond the last bucket is told as that bucket's bound, whatever it was."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -28,11 +30,11 @@ class Metrics:
             "oneslate_http_requests", "HTTP requests.", ["method", "route", "status"], registry=registry
         )
         self.request_seconds = Histogram(
-            "oneslate_http_request_seconds", "HTTP requests, first byte to last.", ["route"], buckets=_SECONDS,
+            "oneslate_http_request_seconds", "HTTP requests, first byte to last.", ["route"], buckets=_SLATE_SECONDS,
             registry=registry,
         )  # fmt: skip
         self.stage_seconds = Histogram(
-            "oneslate_recommend_stage_seconds", "A slate's way, by stage passed.", ["stage"], buckets=_SECONDS,
+            "oneslate_recommend_stage_seconds", "A slate's way, by stage passed.", ["stage"], buckets=_SLATE_SECONDS,
             registry=registry,
         )  # fmt: skip
         self.slates = Counter("oneslate_slates", "Slates answered.", ["source", "reason"], registry=registry)

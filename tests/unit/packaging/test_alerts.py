@@ -78,6 +78,16 @@ def test_every_alert_is_tested_in_trouble_and_without() -> None:
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == set(ALERTS)
 
 
+def test_buckets_that_tests_make_up_are_ones_of_the_service() -> None:
+    metrics = Metrics()
+    metrics.request_seconds.labels("/v1/recommend")
+    families = text_string_to_metric_families(metrics.render().decode())
+    name = "oneslate_http_request_seconds_bucket"
+    known = {float(one.labels["le"]) for family in families for one in family.samples if one.name == name}
+    made_up = re.findall(rf'{name}{{.*le="([^"]*)"', (ROOT / "deploy" / "prometheus" / "alerts_test.yml").read_text())
+    assert {float(bound) for bound in made_up} <= known
+
+
 def test_prometheus_reads_the_rules_where_compose_mounts_them() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]
     mounts = dict(mount.split(":")[:2] for mount in compose["volumes"])

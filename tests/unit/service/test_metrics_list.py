@@ -59,6 +59,15 @@ def test_the_deadline_is_the_one_of_the_settings(first_scrape: str) -> None:
     assert "\noneslate_default_deadline_seconds 0.25\n" in first_scrape
 
 
+@pytest.mark.parametrize("histogram", ["request_seconds", "stage_seconds"])
+def test_a_slate_that_takes_as_long_as_any_deadline_falls_into_a_bucket(histogram: str) -> None:
+    (longest_ms,) = (one.le for one in Settings.model_fields["deadline_ms"].metadata if hasattr(one, "le"))
+    made = metrics.Metrics()
+    getattr(made, histogram).labels("total").observe(longest_ms / 1000)
+    below = re.findall(r'_bucket{le="([\d.]+)",\w+="total"} 1.0', made.render().decode())
+    assert below == [str(longest_ms / 1000)]
+
+
 def test_the_limit_of_the_event_log_is_the_one_of_the_settings(first_scrape: str) -> None:
     assert "\noneslate_event_log_limit_rows 0.0\n" in first_scrape
     kept = create_app(Settings(runner="fake", event_log=EventLogSettings(max_rows=5000))).state.metrics.render()
