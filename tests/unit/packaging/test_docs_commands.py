@@ -3,6 +3,7 @@
 Which blocks are not run, and why, stands here, so that a new one does not slip in.
 """
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -103,6 +104,17 @@ def test_commands_exist(page: Path) -> None:
         if (what := trouble(words))
     ]
     assert found == []
+
+
+def test_keys_are_made_listed_and_revoked_in_the_file_that_the_service_reads() -> None:
+    page = GUIDES / "deploying.md"
+    (read,) = set(re.findall(r"ONESLATE_KEYS_FILE=(\S+)", page.read_text()))
+    of_keys = [words[1:] for _, text in texts(page) for words in commands(text) if words[1:2] == ["keys"]]
+    assert {name for _, name, *_ in of_keys} == {"new", "list", "revoke"}
+    keys: Any = typer.main.get_command(oneslate.keys_cli)
+    for _, name, *words in of_keys:
+        arguments = list(itertools.takewhile(lambda word: word != ">", words))
+        assert keys.commands[name].make_context(name, arguments).params["file"] == Path(read), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
