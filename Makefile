@@ -32,7 +32,8 @@ help:
 	@echo "make docs    the documentation as a site, into build/site"
 	@echo "make test    the whole suite, but for tests that need a GPU or system packages"
 	@echo "make lint    ruff and the import contracts; make types: mypy --strict"
-	@echo "make bench   every benchmark (RECORD=1 appends to results/)"
+	@echo "make bench   two of the benchmarks: bench decode (of one item) and bench http (RECORD=1 appends to results/);"
+	@echo "             oneslate bench --help names the others"
 	@echo "make chaos   everything that can break, broken in full (RECORD=1 appends to results/)"
 	@echo "make clean   remove .venv and caches; runs/ and results/ stay"
 

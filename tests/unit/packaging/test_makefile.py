@@ -7,6 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+import oneslate
 
 ROOT = Path(__file__).resolve().parents[3]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -125,6 +128,18 @@ def test_every_target_for_people_is_in_the_help(checkout: Path) -> None:
     helped = make(checkout, "help").stdout
     for target in set(phony.group(1).split()) - {"help", "pins"}:
         assert f"make {target} " in helped or f"make {target}:" in helped, target
+
+
+def test_help_and_readme_name_the_benchmarks_that_run_and_no_other(checkout: Path) -> None:
+    mark_as_installed(checkout)
+    run = re.findall(r"oneslate bench (\w+)", planned(checkout, "bench"))
+    there = get_command(oneslate.bench_cli).commands  # type: ignore[attr-defined]
+    told = {
+        "help": next(line for line in make(checkout, "help").stdout.splitlines() if line.startswith("make bench ")),
+        "README": next(line for line in (ROOT / "README.md").read_text().splitlines() if "`make bench`" in line),
+    }
+    for place, line in told.items():
+        assert [name for name in re.findall(r"bench (\w+)", line) if name in there] == run, place
 
 
 def test_ci_runs_what_people_run() -> None:
