@@ -22,6 +22,7 @@ import compose
 import dockerfile
 import httpx
 import pytest
+import redis
 import tiny_build
 from dockerfile import ROOT
 from tiny_build import Built
@@ -33,6 +34,13 @@ LISTENING = {"service": 8000, "redis": 6379, "collector": 9101, "locust": 8089}
 """Ports inside the containers, which each have an address of their own."""
 TOLD_PORTS = {"redis-server": "--port", "redis-cli": "-p", "locust": "--web-port"}
 """Programs that hear nothing of the port inside their container, for it is their default; here they have to."""
+
+
+def redis_settings() -> dict[str, str]:
+    """Of the file that Redis is started with."""
+    lines = (ROOT / "deploy" / "redis" / "redis.conf").read_text().splitlines()
+    pairs = (line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+    return {name: value.strip('"') for name, value in pairs}
 
 
 class Stack:
@@ -60,23 +68,28 @@ class Stack:
             word = re.sub(rf"(?<=127\.0\.0\.1:){LISTENING[name]}\b|^{LISTENING[name]}$", str(self.ports[name]), word)
         for mount in self.services[name].get("volumes", []):
             volume, folder = mount.split(":")[:2]
-            if not volume.startswith("."):
-                word = re.sub(rf"^{folder}(?=/|$)", str(self.root / volume), word)
+            place = ROOT / volume if volume.startswith(".") else self.root / volume
+            word = re.sub(rf"(?:^|(?<= )){folder}(?=/|$)", str(place), word, flags=re.MULTILINE)
         return word.replace("/opt/locustfile.py", str(ROOT / "loadtests" / "locustfile.py"))
 
     def _program(self, name: str, words: list[str]) -> list[str]:
         program, *rest = (self.here(name, word) for word in words)
-        redis = str(find_redis_server())
+        redis_server = str(find_redis_server())
         there = {
             "oneslate": tiny_build.command(),
             "python": [sys.executable],
             "locust": [sys.executable, "-m", "locust"],
-            "redis-server": [redis],
-            "redis-cli": [str(Path(redis).with_name("redis-cli"))],
+            "redis-server": [redis_server],
+            "redis-cli": [str(Path(redis_server).with_name("redis-cli"))],
         }[program]
-        if (told := TOLD_PORTS.get(program)) is not None:
-            there = [*there, told, str(self.ports[name])]
-        return [*there, *rest]
+        told = [TOLD_PORTS[program], str(self.ports[name])] if program in TOLD_PORTS else []
+        if program == "redis-server":
+            # Its file comes first. The folder in it is the container's, and Redis goes there before it reads on.
+            (file,) = rest
+            own = self.root / "redis.conf"
+            own.write_text("".join(self.here(name, line) for line in Path(file).read_text().splitlines(keepends=True)))
+            return [*there, str(own), *told]
+        return [*there, *told, *rest]
 
     def _image(self, name: str) -> str:
         return str(self.services[name].get("build", {}).get("target", ""))
@@ -100,11 +113,14 @@ class Stack:
         words = service.get("command") or json.loads(dockerfile.metadata(self._image(name), "CMD"))
         if self._image(name):
             words = json.loads(dockerfile.metadata(self._image(name), "ENTRYPOINT")) + words
-        # The working folder of an image: where our own look for volumes by name, and where Redis keeps its file.
-        folder = self.root / "redis" if name == "redis" else self.root
         with (self.root / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*self._program(name, words), *more], cwd=folder, env=self.environment(name), stdout=log, stderr=log
+                # The working folder of our images, below which they look for volumes by name.
+                [*self._program(name, words), *more],
+                cwd=self.root,
+                env=self.environment(name),
+                stdout=log,
+                stderr=log,
             )
         return self.processes[name]
 
@@ -168,6 +184,10 @@ def test_up_ends_at_an_explorer_with_users_who_have_a_history(stack: Stack, tmp_
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["demo"]
 
     stack.start("redis")
+    stack.await_health("redis")
+    with redis.Redis(port=stack.ports["redis"]) as server:
+        there = server.config_get()
+    assert redis_settings() | {"dir": str(tmp_path / "redis")} == {name: there[name] for name in redis_settings()}
     stack.start("service")
     said = stack.run("seed", *tiny)
     found = re.search(r"replayed ([\d,]+) events of (\d+) users", said)

@@ -210,11 +210,15 @@ def test_prometheus_and_grafana_are_asked_where_they_listen(compose: dict[str, A
 
 def test_redis_keeps_what_was_acknowledged(compose: dict[str, Any]) -> None:
     redis = compose["services"]["redis"]
-    arguments = redis["command"][1:]
-    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    assert options["--appendonly"] == "yes"
-    assert options["--maxmemory-policy"] == "noeviction"
-    assert "redis:/data" in redis["volumes"]
+    program, read = redis["command"]
+    mounts = {target: (source, mode) for source, target, *mode in (one.split(":") for one in redis["volumes"])}
+    file, mode = mounts[read]
+    assert (program, file, mode) == ("redis-server", "./deploy/redis/redis.conf", ["ro"])
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    options = dict(line.split(maxsplit=1) for line in lines)
+    assert (options["appendonly"], options["appendfsync"]) == ("yes", "everysec")
+    assert options["maxmemory-policy"] == "noeviction"
+    assert mounts[options["dir"]] == ("redis", [])
     assert compose["services"]["service"]["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
