@@ -14,7 +14,7 @@ from service.bundle import Manifest
 from service.catalog import TagFilter
 from service.domain import item_key
 from service.history import UserHistory
-from service.inference.features import RequestInputs
+from service.inference.features import Kind, RequestInputs
 
 _NO_KEYS: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
 _Read = tuple[
@@ -73,6 +73,11 @@ class RecommendQuery:
     tenant: str = ""
     """Whose request it is: tenants take turns in the queue."""
 
+    @property
+    def kind(self) -> Kind:
+        """With which others it may share a run."""
+        return Kind("generator" if self.temperature is None else "sampler", self.beam_width)
+
 
 class QueryReader:
     """Makes the inputs of one model."""
@@ -107,7 +112,7 @@ class QueryReader:
             temperature=1.0 if query.temperature is None else query.temperature,
             seed=query.seed,
             now_ms=now_ms,
-            purpose="generator" if query.temperature is None else "sampler",
+            purpose=query.kind.purpose,
         )
 
     def _from_store(self, query: RecommendQuery, stored: UserHistory | None) -> _Read:

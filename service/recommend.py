@@ -128,7 +128,7 @@ class Recommender:
         """
         deadline_s = started_s + query.deadline_ms / 1000 - _ANSWER_RESERVE_S
         course = _Course(started_s, deadline_s, time.time_ns() // 1_000_000)
-        self._batcher.refuse_early(deadline_s, query.tenant)
+        self._batcher.refuse_early(deadline_s, query.tenant, query.kind)
         inputs = await self._inputs(query, course)
         answer = await self._decode(inputs, course, query.tenant)
         if answer is None:

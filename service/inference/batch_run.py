@@ -10,7 +10,7 @@ from service.bundle import Manifest
 from service.bundle.manifest import Purpose
 from service.catalog import CatalogSnapshot
 from service.errors import DeadlineExceeded, RunnerError
-from service.inference.features import RequestInputs, build_batch
+from service.inference.features import Kind, RequestInputs, build_batch
 from service.inference.runner import Batch, Beams, Runner
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,11 @@ class Entry:
     deadline_s: float
     future: asyncio.Future[Answer]
     submitted_s: float = field(default_factory=time.monotonic)
+    kind: Kind = field(init=False)
+    """Of its inputs; kept, because everybody who comes asks everybody who waits."""
+
+    def __post_init__(self) -> None:
+        self.kind = self.inputs.kind
 
     def expire(self) -> None:
         """Its time is over."""

@@ -31,6 +31,7 @@ _CONFIDENCE: Final = 0.7
 the client takes time, too."""
 _UNKNOWN_RETRY_AFTER_S: Final = 1.0
 _MAX_RETRY_AFTER_S: Final = 60.0
+_USUAL: Final = Kind()
 
 
 class Batcher:
@@ -97,15 +98,16 @@ class Batcher:
         """Requests that wait for a run."""
         return len(self._waiting)
 
-    def refuse_early(self, deadline_s: float, tenant: str = "") -> None:
+    def refuse_early(self, deadline_s: float, tenant: str = "", kind: Kind = _USUAL) -> None:
         """Raises Overloaded where a request would not be admitted now, before anything is done for it.
 
         Args:
             deadline_s: On the clock of `time.monotonic`.
             tenant: Whose it is.
+            kind: With which others it may share a run.
         """
         with suppress(DeadlineExceeded):  # it gets a lesser answer
-            self._check(Kind(), 1, deadline_s - time.monotonic(), tenant)
+            self._check(kind, 1, deadline_s - time.monotonic(), tenant)
 
     async def submit(self, inputs: RequestInputs, deadline_s: float, tenant: str = "") -> Answer:
         """Waits for the request's turn and its answer.
@@ -127,7 +129,7 @@ class Batcher:
             raise RunnerError("the batcher does not run")
         loop = asyncio.get_running_loop()
         entry = Entry(inputs, tenant, deadline_s, loop.create_future())
-        self._check(inputs.kind, inputs.num_slates, deadline_s - entry.submitted_s, tenant)
+        self._check(entry.kind, inputs.num_slates, deadline_s - entry.submitted_s, tenant)
         self._make_room(tenant)
         timer = loop.call_later(max(0.0, deadline_s - entry.submitted_s), entry.expire)
         self._waiting.add(entry)
@@ -190,25 +192,44 @@ class Batcher:
             return
         displaced = self._waiting.displaced_by(tenant)
         assert displaced is not None, "refused before"
-        wait_s, _ = self._expected(displaced.inputs.kind, 1, displaced.tenant)
+        wait_s, _ = self._expected(displaced.kind, 1, displaced.tenant)
         displaced.settle(Overloaded("others have fewer requests waiting", retry_after_s=_soon(wait_s)))
         self._waiting.discard(displaced)
 
     def _expected(self, kind: Kind, num_slates: int, tenant: str) -> tuple[float | None, float | None]:
-        """Seconds that a request would wait for its run, and that this would take; None: not known yet."""
-        num_ahead = self._waiting.num_ahead(tenant)
-        num_batches, place = divmod(num_ahead, self._max_batch_size)
+        """Seconds that a request would wait for its run, and that this would take; None: not known yet.
+
+        A run takes requests of one kind, so those ahead take for every kind as many runs as hold them; of the request's
+        own kind the last that is not full is its own run. These runs take as long in any order, and its own may begin
+        before some of them: it ends no later than is expected here. This assumes that those of a kind fill its runs in
+        their turn (lengths of histories and filters may part them), and that no other tenant comes to the rounds ahead
+        meanwhile.
+        """
+        ahead = self._waiting.ahead(tenant)
+        place = ahead.get(kind, 0) % self._max_batch_size
         run_s = self._pace.seconds(kind.purpose, place + 1, self._beam_width(kind, num_slates, 0))
         if run_s is None:
             return None, None
         wait_s = self._rest_of_run_s()
-        for batch in range(num_batches):
-            # Beams widen again as the queue shrinks.
-            num_behind = num_ahead + 1 - (batch + 1) * self._max_batch_size
-            full_s = self._pace.seconds(kind.purpose, self._max_batch_size, self._beam_width(kind, 1, num_behind))
-            assert full_s is not None, "a run of this graph is known"
-            wait_s += full_s
+        for other, number in ahead.items():
+            num_joining = place if other == kind else 0
+            # A graph that nobody has seen run counts as the request's own.
+            wait_s += self._runs_s(other, number - num_joining, num_joining + 1, unknown_s=run_s)
         return wait_s, run_s
+
+    def _runs_s(self, kind: Kind, number: int, num_behind: int, unknown_s: float) -> float:
+        """Seconds that runs of so many of a kind take, one after another.
+
+        Beams widen again as the queue shrinks. Of those of other kinds `num_behind` alone are sure to wait still: the
+        rest may have had their turn by then.
+        """
+        total_s = 0.0
+        while number > 0:
+            size = min(number, self._max_batch_size)
+            number -= size
+            run_s = self._pace.seconds(kind.purpose, size, self._beam_width(kind, 1, number + num_behind))
+            total_s += unknown_s if run_s is None else run_s
+        return total_s
 
     def _rest_of_run_s(self) -> float:
         if self._running is None:
@@ -235,7 +256,7 @@ class Batcher:
             snapshot = self._catalog()
             entries = self._take(most_filters(snapshot.num_items))
             num_slates = max(entry.inputs.num_slates for entry in entries)
-            width = self._beam_width(entries[0].inputs.kind, num_slates, len(self._waiting))
+            width = self._beam_width(entries[0].kind, num_slates, len(self._waiting))
             self._running = run = Run(entries, snapshot, width)
             if not self._waiting:
                 self._arrived.clear()
@@ -263,10 +284,12 @@ class Batcher:
 
     def _company_until_s(self) -> float:
         oldest_s = min(entry.submitted_s for entry in self._waiting)
-        kind = self._waiting.next().inputs.kind
-        run_s = self._pace.seconds(kind.purpose, len(self._waiting) + 1, self._beam_width(kind, 1, 0))
-        if run_s is None:
-            run_s = self._max_wait_s  # nobody knows; whoever waits so long for company has runs of that order
+        # Whose time ends first may be of the kind that is served last. What nobody knows: whoever waits so long for
+        # company has runs of that order.
+        run_s = sum(
+            self._runs_s(kind, number + 1, 0, unknown_s=self._max_wait_s)
+            for kind, number in self._waiting.num_of_kind.items()
+        )
         earliest_s = min(entry.deadline_s for entry in self._waiting)
         return min(oldest_s + self._max_wait_s, earliest_s - run_s / _CONFIDENCE)
 
@@ -284,7 +307,7 @@ class Batcher:
         """
         first = self._waiting.next()
         longest = length_bucket(first.inputs, self._runner.manifest)
-        same = [entry for entry in self._waiting if entry.inputs.kind == first.inputs.kind]
+        same = [entry for entry in self._waiting if entry.kind == first.kind]
         same.sort(key=lambda entry: length_bucket(entry.inputs, self._runner.manifest) > longest)
         filters: set[TagFilter | None] = set()
         taken: list[Entry] = []

@@ -5,8 +5,11 @@ turns: whoever comes has a round, the one that is being served or the one after 
 after another. So a tenant that sends more than its share waits behind itself alone, whatever else a run has to respect.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
+
+from service.inference.features import Kind
 
 
 class Waiter(Protocol):
@@ -15,6 +18,11 @@ class Waiter(Protocol):
     @property
     def tenant(self) -> str:
         """Whose it is."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Which others may share its run."""
         ...
 
 
@@ -30,6 +38,10 @@ class WaitingRoom(Generic[WaiterT]):
         self._last_rounds: dict[str, int] = {}
         """Of every tenant that has or had one not served yet."""
         self._served_round = 0
+        self._newest_round = 0
+        """Nobody waits in a later one."""
+        self._num_of_kind: Counter[Kind] = Counter()
+        """Of all who wait; kinds of which nobody waits are not in it."""
 
     def __len__(self) -> int:
         return len(self._rounds)
@@ -40,11 +52,23 @@ class WaitingRoom(Generic[WaiterT]):
 
     def add(self, waiter: WaiterT) -> None:
         """Lets it in."""
-        self._rounds[waiter] = self._last_rounds[waiter.tenant] = self._next_round(waiter.tenant)
+        joined = self._next_round(waiter.tenant)
+        self._newest_round = max(self._newest_round, joined) if self._rounds else joined
+        self._rounds[waiter] = self._last_rounds[waiter.tenant] = joined
+        self._num_of_kind[waiter.kind] += 1
 
     def discard(self, waiter: WaiterT) -> None:
         """Takes it out, if it is there."""
-        self._rounds.pop(waiter, None)
+        if self._rounds.pop(waiter, None) is None:
+            return
+        self._num_of_kind[waiter.kind] -= 1
+        if not self._num_of_kind[waiter.kind]:
+            del self._num_of_kind[waiter.kind]
+
+    @property
+    def num_of_kind(self) -> Mapping[Kind, int]:
+        """How many wait, by kind; until somebody comes or goes."""
+        return self._num_of_kind
 
     def next(self) -> WaiterT:
         """Who is served next; its round is the one that newcomers may join."""
@@ -54,10 +78,16 @@ class WaitingRoom(Generic[WaiterT]):
             self._last_rounds = {name: at for name, at in self._last_rounds.items() if at >= self._served_round}
         return waiter
 
-    def num_ahead(self, tenant: str) -> int:
-        """How many are served before one that this tenant would send now."""
+    def ahead(self, tenant: str) -> Mapping[Kind, int]:
+        """How many of each kind are served before one that this tenant would send now; until somebody comes or goes.
+
+        Where nobody else has as many waiting, as where there is but one tenant, that is all who wait, and nobody needs
+        to be looked at: every request asks.
+        """
         joined = self._next_round(tenant)
-        return sum(at <= joined for at in self._rounds.values())
+        if joined >= self._newest_round:
+            return self._num_of_kind
+        return Counter([waiter.kind for waiter, at in self._rounds.items() if at <= joined])
 
     def displaced_by(self, tenant: str) -> WaiterT | None:
         """Who must leave a full room so that this tenant may wait there, too.

@@ -11,6 +11,7 @@ from service.bundle import Manifest
 from service.errors import DeadlineExceeded, Overloaded
 from service.inference.batch_run import Answer
 from service.inference.fake_runner import FakeRunner, fake_manifest
+from service.inference.features import Kind
 from service.inference.pace import Pace
 
 
@@ -35,6 +36,72 @@ async def test_who_would_be_late_behind_the_queue_is_sent_away_at_once() -> None
         tasks += await submitted(batcher, request(), deadline_s=began_s + 44)
         runner.gate.release(3)
         await asyncio.gather(*tasks)
+
+
+async def test_what_is_ahead_takes_a_run_for_each_kind_of_it() -> None:
+    """Requests that name fifteen widths need fifteen runs, of which twelve are all that the deadline has time for.
+
+    It is far away, and runs take next to nothing here: what counts is how many of them the admitted need.
+    """
+    runner = GatedRunner(fake_manifest(slate_size=4, beam_width=32))
+    pace = known_pace(10.0, 32, runner.manifest)
+    async with batcher_of(runner, max_batch_size=32, pace=pace) as batcher:
+        tasks = await submitted(batcher, replace(request(), beam_width=1), deadline_s=time.monotonic() + 125)
+        await entered(runner)
+        of_widths = [replace(request(), beam_width=1 + number % 15) for number in range(1, 33)]
+        tasks += await submitted(batcher, *of_widths, deadline_s=time.monotonic() + 125)
+        runner.gate.release(40)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Overloaded)]
+    assert len(answers) + len(refused) == 33
+    # Eight runs of 10 s fit seven tenths of 125 s, nine do not: the first, and seven of two or three requests each.
+    assert runner.widths == list(range(1, 9))
+    assert len(answers) == 17
+    assert all(0 < error.retry_after_s <= 2.5 for error in refused)
+
+
+async def test_a_run_of_another_kind_takes_what_so_few_take_and_what_its_graph_takes() -> None:
+    runner = GatedRunner()
+    runner.loading.release()
+    pace = known_pace(10.0, 8)
+    pace.learn("generator", 8, 2, 30.0)
+    pace.learn("explain", 1, 2, 2.0)
+    async with batcher_of(runner, max_batch_size=8, pace=pace) as batcher:
+        runner.gate.release()
+        await batcher.submit(request(purpose="explain"), soon())  # its graph is loaded by now
+        await entered(runner)
+        tasks = await submitted(batcher, request())
+        await entered(runner)
+        tasks += await submitted(batcher, request(purpose="explain"))
+        # 10 s of the run in flight, 2 at most of the explanation, 10 of its own.
+        with pytest.raises(Overloaded) as refused:
+            batcher.refuse_early(time.monotonic() + 20 / 0.7)
+        assert 0 < refused.value.retry_after_s <= 2
+        batcher.refuse_early(time.monotonic() + 22.5 / 0.7)
+        # Another explanation shares the run of the one that waits.
+        batcher.refuse_early(time.monotonic() + 14.5 / 0.7, kind=Kind("explain"))
+        runner.gate.release(2)
+        await asyncio.gather(*tasks)
+
+
+async def test_kinds_that_a_flood_brings_for_later_keep_no_other_tenant_away() -> None:
+    runner = GatedRunner(fake_manifest(slate_size=4, beam_width=32))
+    pace = known_pace(10.0, 32, runner.manifest)
+    async with batcher_of(runner, max_batch_size=32, pace=pace) as batcher:
+        tasks = await submitted(batcher, request(), tenant="flood")
+        await entered(runner)
+        of_widths = [replace(request(), beam_width=width) for width in range(1, 11)]
+        tasks += await submitted(batcher, *of_widths, deadline_s=time.monotonic() + 200, tenant="flood")
+        with pytest.raises(Overloaded):
+            batcher.refuse_early(time.monotonic() + 100, "flood")
+        # The run in flight, the first of the flood and the own one.
+        tasks += await submitted(batcher, request(9), deadline_s=time.monotonic() + 45, tenant="calm")
+        with pytest.raises(Overloaded):
+            batcher.refuse_early(time.monotonic() + 45, "calm", Kind(beam_width=12))  # it is behind that of its tenant
+        runner.gate.release(20)
+        await asyncio.gather(*tasks)
+    assert [9] in runner.lengths[:3]
 
 
 async def test_who_has_less_time_than_a_run_takes_is_told_at_once() -> None:
@@ -199,3 +266,13 @@ async def test_company_is_waited_for_only_as_long_as_the_deadlines_allow() -> No
         # 2.5 s less the run of half a second and a reserve; a machine that is busy may add to it.
         assert 1.5 < answers[0].queue_s < 2.5
     assert runner.lengths == [[1, 2]]
+
+
+async def test_company_is_waited_for_only_as_long_as_runs_of_all_kinds_leave_it() -> None:
+    runner = FakeRunner(MANIFEST, 0.5)
+    async with batcher_of(runner, max_batch_size=8, max_wait_s=20.0, pace=known_pace(0.5, 8)) as batcher:
+        tasks = await submitted(batcher, request(1), replace(request(2), beam_width=1))
+        tasks += await submitted(batcher, replace(request(3), beam_width=2), deadline_s=time.monotonic() + 3.5)
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), 15)
+        # 3.5 s less three runs and a reserve; the last of them would be late otherwise.
+        assert 0.5 < answers[0].queue_s < 2.0

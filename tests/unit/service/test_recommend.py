@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recommend_kit import CATALOG, RARE, House
+from recommend_kit import CATALOG, MANIFEST, RARE, House
 
 from service.catalog import TagFilter
 from service.domain import item_key
 from service.errors import RunnerError
-from service.inference.features import RequestInputs
+from service.inference.features import Kind, RequestInputs
 from service.inference.popular import PopularRanking
 from service.inference.runner import Batch
 from service.metrics import STAGES
@@ -92,6 +92,17 @@ async def test_events_of_actions_that_the_model_does_not_know_are_seen_but_not_r
     await house.ask()
     assert house.last.history_lengths_B.tolist() == [1]
     assert excluded_ids(house.last) == {"item-1", "item-2"}
+
+
+@pytest.mark.parametrize("wish", [{}, {"beam_width": 3}, {"temperature": 1.0}, {"temperature": 1.0, "beam_width": 3}])
+async def test_admission_is_asked_for_a_run_of_the_kind_that_the_request_gets(
+    house: House, wish: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Kind] = []
+    monkeypatch.setattr(house.batcher, "refuse_early", lambda deadline_s, tenant, kind: asked.append(kind))
+    await house.ask(**wish)
+    assert asked == [Kind(house.last.purpose, wish.get("beam_width"))]
+    assert house.last.beam_width == (wish.get("beam_width") or MANIFEST.beam_width)
 
 
 @pytest.mark.parametrize("query", [{}, {"history": []}])

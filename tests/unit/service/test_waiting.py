@@ -1,18 +1,22 @@
 """The waiting room: tenants in turn, each first come first served."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.inference.features import Kind
 from service.inference.waiting import WaitingRoom
 
 Tenants = st.lists(st.sampled_from("abc"), max_size=25)
+KINDS = (Kind(), Kind(beam_width=3), Kind("explain"))
 
 
 @dataclass(eq=False)
 class Waiter:
     tenant: str
+    kind: Kind = KINDS[0]
 
 
 @dataclass
@@ -22,11 +26,18 @@ class Room:
     room: WaitingRoom[Waiter] = field(default_factory=WaitingRoom)
     inside: list[Waiter] = field(default_factory=list)
 
-    def add(self, tenant: str) -> Waiter:
-        waiter = Waiter(tenant)
+    def add(self, tenant: str, kind: Kind = KINDS[0]) -> Waiter:
+        waiter = Waiter(tenant, kind)
         self.room.add(waiter)
         self.inside.append(waiter)
         return waiter
+
+    def let_go(self, places: list[int]) -> None:
+        for place in places:
+            if self.inside:
+                gone = self.inside.pop(place % len(self.inside))
+                self.room.discard(gone)
+                self.room.discard(gone)  # a second time does no harm
 
     def serve(self) -> Waiter:
         waiter = self.room.next()
@@ -39,11 +50,7 @@ def room_of(tenants: list[str], leaving: list[int]) -> Room:
     room = Room()
     for tenant in tenants:
         room.add(tenant)
-    for place in leaving:
-        if room.inside:
-            gone = room.inside.pop(place % len(room.inside))
-            room.room.discard(gone)
-            room.room.discard(gone)  # a second time does no harm
+    room.let_go(leaving)
     return room
 
 
@@ -83,14 +90,27 @@ def test_whoever_is_passed_over_is_next_and_stays_next() -> None:
 
 
 @settings(deadline=None)
-@given(Tenants, st.lists(st.integers(0, 100), max_size=10), st.sampled_from("abcd"))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(KINDS)), max_size=25),
+    st.lists(st.integers(0, 100), max_size=10),
+    st.integers(0, 5),
+    st.sampled_from("abcd"),
+)
 def test_those_ahead_are_those_that_are_served_before_a_newcomer(
-    tenants: list[str], leaving: list[int], tenant: str
+    waiters: list[tuple[str, Kind]], leaving: list[int], num_served: int, tenant: str
 ) -> None:
-    room = room_of(tenants, leaving)
-    num_ahead = room.room.num_ahead(tenant)
+    """So many of each kind, however they came and went."""
+    room = room_of([], [])
+    for name, kind in waiters:
+        room.add(name, kind)
+    room.let_go(leaving)
+    for _ in range(min(num_served, len(room.inside))):
+        room.serve()
+    assert dict(room.room.num_of_kind) == Counter(waiter.kind for waiter in room.inside)
+    ahead = dict(room.room.ahead(tenant))
     newcomer = room.add(tenant)
-    assert list(room.room).index(newcomer) == num_ahead
+    in_turn = list(room.room)
+    assert ahead == Counter(waiter.kind for waiter in in_turn[: in_turn.index(newcomer)])
 
 
 @settings(deadline=None)
