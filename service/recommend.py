@@ -282,8 +282,7 @@ class Recommender:
     async def _popular_items(
         self, inputs: RequestInputs, slate_size: int
     ) -> tuple[CatalogSnapshot, tuple[SlateItem, ...]]:
-        if not self._popular.is_ranked:  # a large catalog takes a while to rank: not on the event loop
-            await asyncio.to_thread(self._popular.rank)
+        await self._popular.ready()
         snapshot, ranked = self._popular.slate(inputs, slate_size)
         sids = snapshot.sids_NL[[row for row, _ in ranked]].tolist()
         items = snapshot.items

@@ -234,6 +234,14 @@ class CatalogSnapshot:
         """All rows by training events, most first [N]."""
         return self._index.row_of_slot_N[self._ranked_slots_N]
 
+    def ranked_slots(self) -> Int32Array:
+        """The same by slot."""
+        return self._ranked_slots_N
+
+    def rows_of_slots(self, slots_R: Int32Array) -> Int32Array:
+        """The rows, in their order, of those slots that it holds."""
+        return self._index.row_of_slot_N[slots_R[slots_R < self.num_items]]
+
     def allowed_cumsum(self, tag_filter: TagFilter | None = None) -> Int32Array:
         """Prefix sum [N + 1] of the rows that may be shown and pass the filter; cached per filter.
 

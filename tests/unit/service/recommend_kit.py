@@ -61,12 +61,14 @@ class House:
 
     def __init__(self) -> None:
         self.runner, self.store, self.metrics = SpyRunner(), SlowStore(), Metrics()
-        self.batcher = Batcher(self.runner, lambda: CATALOG, self.metrics)
+        self.catalog = CATALOG
+        """In service."""
+        self.batcher = Batcher(self.runner, lambda: self.catalog, self.metrics)
         self.recommender = Recommender(
             store=GuardedHistoryStore(self.store),
             batcher=self.batcher,
             manifest=MANIFEST,
-            catalog=lambda: CATALOG,
+            catalog=lambda: self.catalog,
             metrics=self.metrics,
             shown=ShownRecorder(self.store, self.metrics),
             health=SlateHealth(MANIFEST, CATALOG, self.metrics),

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,31 @@ async def test_a_broken_model_is_a_popular_slate(house: House) -> None:
     assert (answer.slate.source, answer.slate.reason, answer.slate.degraded) == ("popular", "model_unavailable", True)
     assert house.num_observed("queue") == 0, "it did not wait there in vain, and not for nothing either"
     assert ids(answer) == [f"item-{number}" for number in range(5)]
+
+
+async def test_popular_slates_are_of_the_catalog_in_service_and_share_its_ranking(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_ranked = 0
+    rank = PopularRanking.rank
+
+    def slowly(ranking: PopularRanking) -> None:
+        nonlocal num_ranked
+        num_ranked += 1
+        time.sleep(0.1)
+        rank(ranking)
+
+    monkeypatch.setattr(PopularRanking, "rank", slowly)
+    house.runner.fails = True
+    answers = await asyncio.gather(*(house.ask(user_id=f"user {number}") for number in range(30)))
+    assert num_ranked == 1
+    assert {(*ids(answer),) for answer in answers} == {tuple(f"item-{number}" for number in range(5))}
+    house.catalog = CATALOG.changed("next", [replace(CATALOG.items[1], removed=True)])
+    answers = await asyncio.gather(*(house.ask(user_id=f"user {number}") for number in range(30)))
+    assert {(*ids(answer),) for answer in answers} == {tuple(f"item-{number}" for number in (0, 2, 3, 4, 5))}
+    assert {answer.slate.catalog_version for answer in answers} == {"next"}
+    await asyncio.sleep(0.3)  # nobody waited for what was begun meanwhile
+    assert num_ranked == 2
 
 
 async def test_a_next_slate_leaves_out_what_the_ones_before_it_showed(house: House) -> None:
