@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from service.bundle.manifest import Purpose
@@ -20,6 +21,7 @@ from service.catalog import CatalogSnapshot, TagFilter
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
 from service.inference.batch_run import Answer, Entry, Run
 from service.inference.features import Kind, RequestInputs, length_bucket, most_filters
+from service.inference.feeds import graph_spec
 from service.inference.pace import Pace
 from service.inference.runner import Runner
 from service.inference.waiting import WaitingRoom
@@ -161,14 +163,25 @@ class Batcher:
         self._worker.add_done_callback(self._bury)
 
     async def _load(self, purpose: Purpose, deadline_s: float) -> None:
-        """Waits until the graph is loaded; who needs another one does not wait, and who is late does not end it."""
+        """Waits until the graph is loaded; who needs another one does not wait, and who is late does not end it.
+
+        All who wait share one attempt. Where it failed, the next request makes another one, but for a graph that the
+        bundle does not have.
+        """
+        graph_spec(self._runner.manifest, purpose)
         if purpose not in self._loading:
-            self._loading[purpose] = asyncio.ensure_future(asyncio.to_thread(self._runner.load, purpose))
+            self._loading[purpose] = loading = asyncio.ensure_future(asyncio.to_thread(self._runner.load, purpose))
+            loading.add_done_callback(partial(self._loaded, purpose))
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 await asyncio.shield(self._loading[purpose])
         except TimeoutError:
             raise DeadlineExceeded(f"the graph {purpose!r} is still being loaded") from None
+
+    def _loaded(self, purpose: Purpose, loading: asyncio.Future[None]) -> None:
+        if not loading.cancelled() and (error := loading.exception()) is not None:
+            _log.error("the graph %r does not load", purpose, exc_info=error)
+            del self._loading[purpose]
 
     def _check(self, kind: Kind, num_slates: int, left_s: float, tenant: str) -> None:
         """Raises where there is no use in waiting."""

@@ -11,6 +11,7 @@ from batcher_kit import CATALOG, MANIFEST, ONE_GRAPH, GatedRunner, Killed, batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle.manifest import Purpose
 from service.catalog import TagFilter
 from service.errors import DeadlineExceeded, Overloaded, RunnerError
 from service.inference import features
@@ -102,6 +103,53 @@ async def test_a_graph_that_does_not_load_fails_those_who_need_it() -> None:
             with pytest.raises(RunnerError, match="no graph 'explain'"):
                 await batcher.submit(request(2, purpose="explain"), soon())
         assert isinstance(await batcher.submit(request(1), soon()), Answer)
+
+
+class FlakyRunner(GatedRunner):
+    """Fails to load a graph so many times."""
+
+    def __init__(self, num_failures: int) -> None:
+        super().__init__()
+        self.num_failures = num_failures
+        self.num_tried = 0
+        self.gate.release(20)
+
+    def load(self, purpose: Purpose) -> None:
+        self.num_tried += 1
+        super().load(purpose)
+        if self.num_tried <= self.num_failures:
+            raise RunnerError("no memory left")
+
+
+async def test_a_graph_that_did_not_load_is_tried_again_once_for_all_who_wait() -> None:
+    runner = FlakyRunner(2)
+    async with batcher_of(runner) as batcher:
+        for attempt in (1, 2, 3):
+            tasks = await submitted(batcher, *[request(2, purpose="explain")] * 4)
+            [gone] = await submitted(batcher, request(2, purpose="explain"))
+            gone.cancel()
+            with pytest.raises(DeadlineExceeded):
+                await batcher.submit(request(2, purpose="explain"), time.monotonic() + 0.02)
+            runner.loading.release()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [RunnerError if attempt < 3 else Answer] * 4
+            assert runner.num_tried == attempt
+        assert isinstance(await batcher.submit(request(2, purpose="explain"), soon()), Answer)
+    assert runner.num_tried == 3
+
+
+async def test_a_graph_that_did_not_load_when_nobody_waited_any_more_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = FlakyRunner(1)
+    async with batcher_of(runner) as batcher:
+        with pytest.raises(DeadlineExceeded, match="still being loaded"):
+            await batcher.submit(request(2, purpose="explain"), time.monotonic() + 0.02)
+        runner.loading.release(2)
+        async with asyncio.timeout(10):
+            while "'explain' does not load" not in caplog.text:  # noqa: ASYNC110 - nothing else tells of it
+                await asyncio.sleep(0.001)
+        assert isinstance(await batcher.submit(request(2, purpose="explain"), soon()), Answer)
 
 
 async def test_an_idle_worker_waits_for_company_when_told_to() -> None:
