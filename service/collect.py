@@ -78,9 +78,9 @@ async def _collect(
     )
     try:
         streams = LogStreams(connection, dataset.collector)
-        if take_over:
-            await streams.take_over()
         collector = Collector(streams, dataset, metrics, limits)
+        if take_over:
+            await collector.take_over()
         stopping = asyncio.Event()
         for one in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(one, stopping.set)

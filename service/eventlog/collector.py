@@ -85,12 +85,24 @@ class Collector:
             except TimeoutError:
                 continue
 
+    async def take_over(self) -> None:
+        """Takes the streams from whoever drained them until now."""
+        # First, and for good: how far others' streams were drained into this folder once says nothing of them now.
+        await asyncio.to_thread(self._dataset.begin_anew, await self._streams.others())
+        await self._streams.take_over()
+
     async def drain(self, stopping: asyncio.Event | None = None) -> int:
         """Moves what waits now, and returns how many rows it was. Raises HistoryUnavailable, EventLogOwned."""
         # Before any is taken away: afterwards hardly one would wait, however full the log had been.
         self._metrics.waiting.set(await self._streams.num_waiting())
         # What a commit before a kill has moved, but not taken away yet.
-        await self._streams.trim(self._dataset.cursors)
+        if unknown := await self._streams.trim(self._dataset.cursors):
+            # Before any of it is read, and for good: whoever is killed in between must not skip it.
+            await asyncio.to_thread(self._dataset.begin_anew, unknown)
+            _log.warning(
+                "%d streams were never drained: another Redis, or one that lost what it had; all of them is taken",
+                len(unknown),
+            )
         num_rows = 0
         while stopping is None or not stopping.is_set():
             batch = await self._streams.read(self._dataset.cursors, self._limits.max_rows)

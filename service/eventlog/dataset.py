@@ -11,7 +11,7 @@ who is killed after it leaves such that the next one names. So every file that c
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -100,6 +100,12 @@ class LogDataset:
                 }
             )
         )
+
+    def begin_anew(self, buckets: Collection[int]) -> None:
+        """Commits that nothing of these buckets' streams is here: their cursors are of others."""
+        cursors = {bucket: cursor for bucket, cursor in self._state.cursors.items() if bucket not in buckets}
+        if cursors != self._state.cursors:
+            self._commit(self._state.model_copy(update={"cursors": cursors}))
 
     def _rewrite_without(self, forgotten: set[str]) -> list[str]:
         """Writes again, without these users, the files that hold some of them."""

@@ -16,16 +16,22 @@ return redis.call('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', ARGV[3])
 """)
 
 TRIM = Script("""
--- Takes from a stream (KEYS 1) what lies before the id ARGV 2, unless another collector than ARGV 1 owns it (KEYS 2):
--- then that one's name.
+-- Takes from a stream (KEYS 1) what lies before the id ARGV 2, if the collector ARGV 1 owns it (KEYS 2). Another one's:
+-- its name. Nobody's: -1, for then the id is of another Redis, or of this one before it lost what it had.
 local owner = redis.call('GET', KEYS[2])
-if owner and owner ~= ARGV[1] then return owner end
+if not owner then return -1 end
+if owner ~= ARGV[1] then return owner end
 return redis.call('XTRIM', KEYS[1], 'MINID', ARGV[2])
 """)
 
 LENGTH = Script("""
 -- Entries of a stream (KEYS 1).
 return redis.call('XLEN', KEYS[1])
+""")
+
+OWNER = Script("""
+-- Name of the collector that owns a stream (KEYS 1).
+return redis.call('GET', KEYS[1])
 """)
 
 TAKE_OVER = Script("""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from service.connection import RedisConnection, ScriptCall
 from service.errors import EventLogDamaged, EventLogOwned
 from service.eventlog.rows import NUM_BUCKETS, Row, owner_key, row_of, stream_key
-from service.eventlog.scripts import LENGTH, READ, TAKE_OVER, TRIM
+from service.eventlog.scripts import LENGTH, OWNER, READ, TAKE_OVER, TRIM
 
 FIRST = "0-0"
 """A cursor before every entry."""
@@ -62,20 +62,31 @@ class LogStreams:
                 is_full = is_full or len(reply) >= per_bucket
         return Batch(rows, reached, is_full)
 
-    async def trim(self, cursors: Mapping[int, str]) -> None:
-        """Takes away what the cursors have passed. Raises EventLogOwned."""
+    async def trim(self, cursors: Mapping[int, str]) -> list[int]:
+        """Takes away what the cursors have passed, but from streams that nobody has drained yet: their buckets.
+
+        Raises:
+            EventLogOwned: another collector drains them.
+        """
         calls = [
             ScriptCall(TRIM, [stream_key(bucket), owner_key(bucket)], [self._collector, _next(cursor)])
             for bucket, cursor in cursors.items()
         ]
-        if calls:
-            for reply in await self._connection.scripts(calls, may_retry=True):
-                self._refuse_other(reply)
+        replies = await self._connection.scripts(calls, may_retry=True) if calls else []
+        for reply in replies:
+            self._refuse_other(reply)
+        return [bucket for bucket, reply in zip(cursors, replies, strict=True) if reply == -1]
 
     async def num_waiting(self) -> int:
         """Rows in all streams."""
         calls = [ScriptCall(LENGTH, [stream_key(bucket)], []) for bucket in range(NUM_BUCKETS)]
         return sum(await self._connection.scripts(calls, may_retry=True))
+
+    async def others(self) -> list[int]:
+        """Buckets of the streams that another collector drains, or nobody yet."""
+        calls = [ScriptCall(OWNER, [owner_key(bucket)], []) for bucket in range(NUM_BUCKETS)]
+        owners = await self._connection.scripts(calls, may_retry=True)
+        return [bucket for bucket, owner in enumerate(owners) if owner != self._collector.encode()]
 
     async def take_over(self) -> None:
         """Takes the streams from whoever drained them until now."""

@@ -227,7 +227,7 @@ async def test_no_two_collectors_share_a_log(log: Log, tmp_path: Path) -> None:
         await store.append([an_event("ann", "2")], NOW_MS)
         with pytest.raises(EventLogOwned, match=one.collector):
             await log.collector(other).drain()
-        await log.streams(other.collector).take_over()
+        await log.collector(other).take_over()
         assert await log.collector(other).drain() == 1
         # The one who was left behind takes nothing away any more.
         await store.append([an_event("ann", "3")], NOW_MS)
@@ -236,7 +236,7 @@ async def test_no_two_collectors_share_a_log(log: Log, tmp_path: Path) -> None:
         assert await log.collector(other).drain() == 1
         # It may take it back, and goes on where the streams are now.
         await store.append([an_event("ann", "4")], NOW_MS)
-        await log.streams(one.collector).take_over()
+        await log.collector(one).take_over()
         assert await first.drain() == 1
     assert [row["event_id"] for row in rows_in(tmp_path / "one")["events"]] == ["1", "4"]
     assert [row["event_id"] for row in rows_in(tmp_path / "other")["events"]] == ["2", "3"]
@@ -249,6 +249,37 @@ async def test_a_collector_goes_on_when_redis_has_lost_who_it_is(log: Log, tmp_p
     log.wipe()
     await log.store().append([an_event("ann", "2")], NOW_MS)
     assert [row["event_id"] for row in (await log.drained(tmp_path))["events"]] == ["1", "2"]
+
+
+def drained_elsewhere(folder: Path) -> None:
+    """A folder of another Redis' log, drained up to ids that this one will not reach."""
+    with LogDataset.opened(folder) as dataset:
+        dataset.add([], dict.fromkeys(range(NUM_BUCKETS), "9999999999999-0"))
+
+
+async def test_the_log_of_another_redis_is_drained_from_its_first_row(log: Log, tmp_path: Path) -> None:
+    drained_elsewhere(tmp_path)
+    await log.store().append([an_event("ann", str(number)) for number in range(5)], NOW_MS)
+    with LogDataset.opened(tmp_path) as dataset:
+        # Killed when the streams are known to be new, and have not been read.
+        unknown = await log.streams(dataset.collector).trim(dataset.cursors)
+        dataset.begin_anew(unknown)
+    assert [row["event_id"] for row in (await log.drained(tmp_path))["events"]] == list("01234")
+    await log.store().append([an_event("ann", "5")], NOW_MS)
+    assert [row["event_id"] for row in (await log.drained(tmp_path))["events"]] == list("012345")
+
+
+async def test_a_log_that_is_taken_over_is_drained_from_its_first_row(log: Log, tmp_path: Path) -> None:
+    drained_elsewhere(tmp_path / "new")
+    await log.store().append([an_event("ann", "1")], NOW_MS)
+    assert len((await log.drained(tmp_path / "old"))["events"]) == 1
+    await log.store().append([an_event("ann", "2")], NOW_MS)
+    with LogDataset.opened(tmp_path / "new") as dataset:
+        collector = log.collector(dataset)
+        for num_rows in (1, 0):  # who has them already keeps them as they are
+            await collector.take_over()
+            assert await collector.drain() == num_rows
+    assert [row["event_id"] for row in rows_in(tmp_path / "new")["events"]] == ["2"]
 
 
 async def test_what_comes_at_once_finds_room_in_an_empty_log(log: Log, tmp_path: Path) -> None:
