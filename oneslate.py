@@ -356,6 +356,7 @@ def backfill(
     `oneslate backfill --data ml-100k --format movielens --users 50 --end-now`
     """
     from model_export.backfill import LogEvents, Sender, newest_logs
+    from model_export.backfill import backfill as send
     from model_export.pipeline import Run
     from model_export.recipe import load_recipe
     from oneslate_client import AsyncOneSlate, OneSlate, RetryPolicy
@@ -367,16 +368,25 @@ def backfill(
     prepared = run.prepared()
     events, logs = LogEvents(prepared, end_now=end_now), newest_logs(prepared, newest)[:users]
     # Once it is there, a service that restarts, or a key with a rate, is waited for.
-    sender = Sender(lambda: AsyncOneSlate(url, key=key or None, timeout_s=300.0), in_flight)
-    with _asking(url), run.progress.task(f"events of {len(logs):,} users", logs.num_events) as task:
-        sender.send(events.posts(logs[:1]), task.advance)
-        if not sender.sent.refusals:
-            with OneSlate(url, key=key or None, timeout_s=60.0) as look:
-                events.check_kept(logs[0], look.history(logs[0].user_id).events)
-        sender.send(events.posts(logs[1:]), task.advance)
-    sent = sender.sent
+    with (
+        _asking(url),
+        run.progress.task(f"events of {len(logs):,} users", logs.num_events) as task,
+        OneSlate(url, key=key or None, timeout_s=60.0) as look,
+    ):
+        sent, num_too_old = send(
+            events,
+            logs,
+            lambda: Sender(lambda: AsyncOneSlate(url, key=key or None, timeout_s=300.0), in_flight),
+            lambda user_id: bool(look.history(user_id).events),
+            task.advance,
+        )
     there_already = f", {sent.num_duplicate:,} there already" if sent.num_duplicate else ""
     typer.echo(f"{logs.num_events:,} events of {len(logs):,} users: {sent.num_stored:,} stored{there_already}")
+    if num_too_old:
+        typer.echo(
+            f"{num_too_old:,} of the users have no history all the same: their events are older than it goes back "
+            "(ONESLATE_HISTORY__MAX_AGE_DAYS)"
+        )
     if sent.refusals:
         fail("refused: " + "; ".join(f"{count:,}: {why}" for why, count in sent.refusals))
 

@@ -6,6 +6,7 @@ An event's id is made of what it says, so that what is sent again while the serv
 
 import asyncio
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ import polars as pl
 
 from model_export.data.prepared import PreparedData
 from oneslate_client import ApiError, AsyncOneSlate, Event
-from oneslate_client.answers import HistoryEvent
 
 EVENTS_PER_POST: Final = 1000
 """What a service takes unless ONESLATE_LIMITS__EVENTS says less."""
@@ -100,15 +100,18 @@ class LogEvents:
         if end_now:
             self._shift_ms = int(datetime.now(UTC).timestamp() * 1000) - int(prepared.timestamp_ms_E.max())
 
-    def of(self, log: UserLog) -> Iterator[Event]:
-        """A user's events, oldest first. Ids differ where events are moved in time, and not in how far."""
-        prepared = self._prepared
+    def of(self, log: UserLog, *, again: bool = False) -> Iterator[Event]:
+        """A user's events, oldest first. Ids differ where events are moved in time, and not in how far.
+
+        `again`: with other ids.
+        """
+        prepared, kind = self._prepared, "again-" if again else self._kind
         for place in log.places_H.tolist():
             item_id, action = self._item_ids[prepared.item_E[place]], self._actions[prepared.action_E[place]]
             logged_ms, value = int(prepared.timestamp_ms_E[place]), float(prepared.value_E[place])
             said = (log.user_id, item_id, action, str(logged_ms), str(value), str(self._repetition_E[place]))
             yield Event(
-                event_id=self._kind + hashlib.blake2b("\0".join(said).encode(), digest_size=16).hexdigest(),
+                event_id=kind + hashlib.blake2b("\0".join(said).encode(), digest_size=16).hexdigest(),
                 user_id=log.user_id,
                 item_id=item_id,
                 action=action,
@@ -116,28 +119,16 @@ class LogEvents:
                 value=None if np.isnan(value) else value,
             )
 
-    def check_kept(self, log: UserLog, kept: Iterable[HistoryEvent]) -> None:
-        """Looks whether a service that took a user's events kept any of them.
-
-        Raises:
-            ValueError: it did not, because they are too old for it.
-        """
-        *_, last = self.of(log)
-        if not any(event.timestamp <= last.timestamp + 0.001 for event in kept):
-            raise ValueError(
-                "the service does not keep events of this log: the newest is of "
-                f"{datetime.fromtimestamp(last.timestamp, UTC):%Y-%m-%d}, and ONESLATE_HISTORY__MAX_AGE_DAYS says "
-                "how old an event may be; --end-now moves all of them in time"
-            )
-
-    def posts(self, logs: Iterable[UserLog], num_events: int = EVENTS_PER_POST) -> Iterator[list[Event]]:
-        """All of them, up to `num_events` a post; a user's stay together where they fit."""
+    def posts(
+        self, logs: Iterable[UserLog], num_events: int = EVENTS_PER_POST, *, again: bool = False
+    ) -> Iterator[list[Event]]:
+        """All of them, up to `num_events` a post; a user's stay together where they fit. `again`: as `of`."""
         post: list[Event] = []
         for log in logs:
             if post and len(post) + len(log.places_H) > num_events:
                 yield post
                 post = []
-            post += self.of(log)
+            post += self.of(log, again=again)
             while len(post) > num_events:
                 yield post[:num_events]
                 post = post[num_events:]
@@ -167,6 +158,10 @@ class Sent:
     num_duplicate: int
     refusals: Sequence[tuple[str, int]]
     """Why, and how many; the most frequent first."""
+
+    def __add__(self, other: "Sent") -> "Sent":
+        reasons = Counter(dict(self.refusals)) + Counter(dict(other.refusals))
+        return Sent(self.num_stored + other.num_stored, self.num_duplicate + other.num_duplicate, reasons.most_common())
 
 
 class Sender:
@@ -232,3 +227,49 @@ class Sender:
                         if result.status == "refused":
                             self._reasons["no reason given" if result.problem is None else result.problem.title] += 1
                 told(len(events))
+
+
+def backfill(
+    events: LogEvents,
+    logs: UserLogs,
+    sender: Callable[[], Sender],
+    has_history: Callable[[str], bool],
+    told: Callable[[int], None] = lambda _: None,
+) -> tuple[Sent, int]:
+    """Sends the events of all users; what became of them, and of how many users all are too old for their histories.
+
+    A service stores an event that is older than its histories go (it counts as seen, and stands in the event log), so
+    its histories are asked. The first user's before the others are sent: who was there last is too old, then all are.
+
+    Args:
+        events: Of the log.
+        logs: Of those users; who was there last comes first.
+        sender: Makes one.
+        has_history: Whether the service's history of a user holds anything.
+        told: Hears how many events were answered just now.
+
+    Raises:
+        ValueError: the first user's are too old; no other user's were sent.
+        oneslate_client.OneSlateError: of the client. What was sent by then is stored.
+    """
+    first = sender()
+    first.send(events.posts(logs[:1]), told)
+    if not first.sent.refusals and not has_history(logs[0].user_id):
+        if not first.sent.num_stored:
+            # It knows them from a time when its histories did not go so far back, and would not take them for days.
+            first = sender()
+            first.send(events.posts(logs[:1], again=True))
+        if not has_history(logs[0].user_id):
+            *_, last = events.of(logs[0])
+            raise ValueError(
+                "the service does not keep events of this log: the newest is of "
+                f"{datetime.fromtimestamp(last.timestamp, UTC):%Y-%m-%d}, and ONESLATE_HISTORY__MAX_AGE_DAYS says "
+                "how old an event may be; --end-now moves all of them in time"
+            )
+    rest = sender()
+    rest.send(events.posts(logs[1:]), told)
+    sent = first.sent + rest.sent
+    if sent.refusals or has_history(logs[len(logs) - 1].user_id):
+        return sent, 0
+    num_with_history = bisect_left(range(len(logs)), True, key=lambda place: not has_history(logs[place].user_id))
+    return sent, len(logs) - num_with_history

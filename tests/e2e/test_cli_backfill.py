@@ -14,6 +14,8 @@ from live_http import fake_settings, free_port, live_client
 from typer.testing import CliRunner, Result
 
 import oneslate
+from service.history import HistoryLimits, MemoryHistoryStore
+from service.history.store import DAY_MS
 from service.keys import ApiKey, digest, new_token, write_keys
 from service.settings import LimitSettings
 
@@ -109,6 +111,54 @@ def test_a_log_that_is_too_old_is_said_to_be_and_can_end_now(service: httpx.Clie
         gaps = [late - early for (_, early), (_, late) in itertools.pairwise(kept)]
         assert gaps == pytest.approx([late - early for (_, early), (_, late) in itertools.pairwise(events)], abs=0.01)
     assert max(stored(service, user_id)[-1][1] for user_id in users) == pytest.approx(time.time(), abs=120)
+
+
+def test_a_service_that_keeps_more_from_now_on_takes_a_log_that_was_too_old_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    users = write_log(tmp_path / "log", age_days=500)
+    store = MemoryHistoryStore()
+    with live_client(fake_settings(), history=store) as client:
+        assert backfill(str(client.base_url)).exit_code == 1
+    store._limits = HistoryLimits(max_age_ms=3650 * DAY_MS)
+    with live_client(fake_settings(), history=store) as client:
+        done = backfill(str(client.base_url))
+        assert done.exit_code == 0, done.output
+        assert {user_id: stored(client, user_id) for user_id in users} == users
+
+
+def test_users_whose_events_are_all_too_old_are_counted(service: httpx.Client, tmp_path: Path) -> None:
+    users = write_log(tmp_path / "log")
+    old = {f"old {number}": [("item-1", NOW_S - (400 + number) * 86_400.0)] for number in range(7)}
+    with (tmp_path / "log" / "events.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([(user, item, at, "view") for user, [(item, at)] in old.items()])
+    done = backfill(str(service.base_url))
+    assert done.exit_code == 0
+    assert "7 of the users have no history all the same" in done.output.replace("\n", " ")
+    assert {user_id: stored(service, user_id) for user_id in users} == users
+
+
+def test_a_history_that_is_full_of_newer_events_is_no_sign_of_an_old_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    users = write_log(tmp_path / "log")
+    newest = max(users, key=lambda user_id: users[user_id][-1][1])
+    with live_client(fake_settings(), history=MemoryHistoryStore(HistoryLimits(num_entries=5))) as client:
+        live = [
+            {
+                "event_id": f"e{number}",
+                "user_id": newest,
+                "item_id": "item-1",
+                "timestamp": time.time() - 1 + number / 10,
+            }
+            for number in range(5)
+        ]
+        assert client.post("/v1/events", json={"events": live}).status_code == 200
+        done = backfill(str(client.base_url))
+        assert done.exit_code == 0, done.output
+        assert len(stored(client, newest)) == 5
 
 
 def test_what_the_service_refuses_is_counted_with_its_reason_and_the_rest_is_stored(
