@@ -622,13 +622,17 @@ def _simulate_into(folder: Path, progress: "Progress") -> None:
 
 @contextmanager
 def _service(environment: dict[str, str]) -> Iterator[str]:
-    """`oneslate serve` as a process of its own, ready when the block begins and gone when it ends."""
+    """`oneslate serve` as a process of its own, ready when the block begins and gone when it ends.
+
+    It has these settings alone: those of somebody's own service (its Redis, its keys) are not the demo's.
+    """
     import httpx
 
+    others = {name: value for name, value in os.environ.items() if not name.startswith("ONESLATE_")}
     url = f"http://127.0.0.1:{environment['ONESLATE_PORT']}"
     command = [sys.executable, "-c", "import oneslate; oneslate.main()", "serve"]
     # Its own process group: Ctrl-C reaches this process alone, which then stops the service in order.
-    process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)  # noqa: S603  (our own command)
+    process = subprocess.Popen(command, env=others | environment, start_new_session=True)  # noqa: S603  (our own command)
     try:
         for _ in range(600):
             if process.poll() is not None:

@@ -78,8 +78,10 @@ def eventually(holds: Callable[[], bool], within_s: float) -> bool:
 
 
 def test_once_prints_and_leaves_nothing_running(built: Built, free_port: int) -> None:
+    # Of somebody's own service, whose Redis and keys are not the demo's.
+    theirs = {"ONESLATE_HISTORY__DATA_DIR": str(built.cwd / "theirs"), "ONESLATE_KEYS_FILE": "keys.json"}
     done = subprocess.run(
-        words(free_port, "--once"), cwd=built.cwd, env=tiny_build.environment(COLUMNS="160"),
+        words(free_port, "--once"), cwd=built.cwd, env=tiny_build.environment(COLUMNS="160", **theirs),
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
