@@ -847,10 +847,14 @@ def loadtest(
     from contextlib import nullcontext
 
     from loadtests import loadtest as load_test
+    from oneslate_client import OneSlate, RetryPolicy
 
     if smoke:
         rate, seconds, population, ladder = 30.0, 10.0, 200, False
     with load_test.smoke_service() if smoke else nullcontext(host) as url:
+        key = os.environ.get("ONESLATE_KEY") or None
+        with _asking(url), OneSlate(url, key=key, retries=RetryPolicy(max_tries=5)) as look:
+            look.version()  # what is wrong with the address is said at once, and in plain words
         load = load_test.Load(
             host=url, rate=rate, seconds=seconds, shape=shape, population=population, deadline_ms=deadline_ms,
             report=report,

@@ -4,7 +4,8 @@
 
 What `oneslate loadtest` runs. Latencies count from the intended send time, so that a service that stalls cannot hide it
 by holding up the generator. The run fails if the generator itself was late. Users and items come by Zipf's law;
-the mix is slates, events, histories and changes of items.
+the mix is slates, events, histories and changes of items. A change sets what is set already: it goes the whole way of
+one, and wherever the run ends, what is in service is what it was.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import random
 import sys
 import time
 import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +41,8 @@ MAX_LAG_MS: Final = 20.0
 """The generator's own lateness (p99) above which the latencies mean nothing."""
 _SPREAD: Final = 1000
 """Requests under way at most: beyond that the service is far gone, and more of them only fill the machine."""
+_TOO_MANY_REQUESTS: Final = 429
+_FORBIDDEN: Final = 403
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -48,6 +54,8 @@ def add_options(parser: argparse.ArgumentParser, **_: Any) -> None:
     parser.add_argument("--population", type=int, default=10_000, help="Number of distinct users")
     parser.add_argument("--zipf", type=float, default=1.0, help="Exponent of users' and items' distribution")
     parser.add_argument("--deadline", type=float, default=500.0, help="Milliseconds within which a slate is good")
+    parser.add_argument("--under-way", type=int, default=_SPREAD, help="Requests at once, at most; others fail unsent")
+    parser.add_argument("--max-lag", type=float, default=MAX_LAG_MS, help="Milliseconds the run may itself be late")
     parser.add_argument("--outcome", default="", help="File for what came of it, as JSON")
     parser.add_argument("--seed", type=int, default=0, help="Of the schedule and of everything that is chosen")
 
@@ -56,15 +64,29 @@ class Outcome:
     """What came of a run."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
+        self.num_slates = 0
+        """Slates that were to be asked for, whatever became of them."""
+        self.sources: Counter[str] = Counter()
+        """Slates by source and reason."""
+        self.good = 0
+        self.refused = 0
+        """Requests of any kind that were told when to come again: what overload is to look like."""
+        self.failures: Counter[str] = Counter()
+        """All other requests without what was asked for, by reason."""
+        self.changes_items = True
         self.latencies_ms: list[float] = []
         """Of slates that were answered, from the intended send time."""
         self.lags_ms: list[float] = []
-        self.good = 0
 
-    def count(self, kind: str) -> None:
-        """One more of a kind."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+    @property
+    def lag_p99_ms(self) -> float:
+        """How late the generator was: p99, of few requests the second largest, since once is by chance."""
+        lags_ms = sorted(self.lags_ms)
+        return lags_ms[max(0, min(int(len(lags_ms) * 0.99), len(lags_ms) - 2))] if lags_ms else 0.0
+
+
+class NoServiceError(Exception):
+    """Nothing that answers as a service does."""
 
 
 class Arrivals(FastHttpUser):
@@ -75,30 +97,36 @@ class Arrivals(FastHttpUser):
     network_timeout = 30.0
     concurrency = _SPREAD
 
-    def on_start(self) -> None:
-        """Learns what the service offers."""
+    @task
+    def run_schedule(self) -> None:
+        """Learns what the service offers, sends everything, waits for the last answer, and ends the run."""
         options = self.environment.parsed_options
         assert options is not None
         self.options = options
+        with self._or_ended():
+            self._learn()
+            self._run_schedule()
+        self._end()
+
+    def _learn(self) -> None:
+        options = self.options
+        self.client.base_url = (self.client.base_url or "").rstrip("/")
         self.rng = random.Random(options.seed)
         self.outcome = Outcome()
         self.weights = list(accumulate((rank + 1) ** -options.zipf for rank in range(options.population)))
         token = os.environ.get("ONESLATE_KEY", "")
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        with self._request("GET", VERSION, VERSION, None) as response:
-            version = self._members(response)
-        if version is None:
-            sys.stderr.write(f"{self.host} does not say what it offers: {response.error or response.status_code}\n")
-            self.environment.runner.quit()
-            raise StopUser
-        self.slate_size = version["slate_size"]
-        self.actions = version["actions"]
         self.shown: list[str] = []
+        with self._request("GET", VERSION, VERSION, None) as response:
+            version = self._answer(response)
+            if version is None:
+                said = next(iter(self.outcome.failures), response.status_code)
+                raise NoServiceError(f"{self.client.base_url}{VERSION} does not say what it offers: {said}")
+            self.slate_size = version["slate_size"]
+            self.actions = version["actions"]
 
-    @task
-    def run_schedule(self) -> None:
-        """Sends everything, waits for the last answer, and ends the run."""
-        options, pool = self.options, Pool(_SPREAD)
+    def _run_schedule(self) -> None:
+        options, pool = self.options, Pool(self.options.under_way)
         names = random.Random(options.seed + 1).choices(list(MIX), list(MIX.values()), k=1_000_003)
         began_s = time.perf_counter()
         for number, at_s in enumerate(arrivals(options.shape, options.rate, options.seconds, self.rng)):
@@ -106,9 +134,38 @@ class Arrivals(FastHttpUser):
             if (rest_s := intended_s - time.perf_counter()) > 0:
                 gevent.sleep(rest_s)
             self.outcome.lags_ms.append((time.perf_counter() - intended_s) * 1000)
-            pool.spawn(getattr(self, f"_{names[number % len(names)]}"), intended_s)
+            name = names[number % len(names)]
+            self.outcome.num_slates += name == "recommend"
+            if pool.full():
+                # To wait for room would make the generator late for what the service is to blame for.
+                self._fire_failure("unsent", name, f"not sent: {options.under_way} under way")
+            else:
+                pool.spawn(self._send, name, intended_s)
         pool.join(timeout=self.network_timeout)
-        self._report(time.perf_counter() - began_s)
+        for _ in range(len(pool)):
+            self._fire_failure("unanswered", "", f"not answered {self.network_timeout:g} s after the end")
+        self._report()
+
+    def _send(self, name: str, intended_s: float) -> None:
+        try:
+            getattr(self, f"_{name}")(intended_s)
+        except Exception as error:  # noqa: BLE001 - an answer that is not what the API says, in whatever way
+            self._fire_failure("unreadable", name, f"{type(error).__name__}: {error}")
+
+    @contextmanager
+    def _or_ended(self) -> Iterator[None]:
+        """What goes wrong inside ends the run with one line; Locust alone would log it and go on for ever."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            words = str(error) if isinstance(error, NoServiceError) else f"{type(error).__name__}: {error}"
+            trouble = " ".join(words.split())
+            sys.stderr.write(f"{trouble}\n")
+            self._write({"trouble": trouble})
+            self.environment.process_exit_code = 1
+            self._end()
+
+    def _end(self) -> None:
         self.environment.runner.quit()
         raise StopUser
 
@@ -120,18 +177,10 @@ class Arrivals(FastHttpUser):
         }
         with self._request("POST", RECOMMEND, RECOMMEND, intended_s, json=body) as response:
             latency_ms = response.request_meta["response_time"]
-            if response.status_code == 429:
-                self.outcome.count("refused")
-                if not (response.headers or {}).get("retry-after"):
-                    response.failure("429 without Retry-After")
-                else:
-                    response.success()  # it is told when to come again: what overload is to look like
-                return
-            if (slate := self._members(response)) is None:
-                self.outcome.count("failed")
+            if (slate := self._answer(response)) is None:
                 return
             self.outcome.latencies_ms.append(latency_ms)
-            self.outcome.count(f"{slate['source']}, {slate['reason'] or 'no reason'}")
+            self.outcome.sources[f"{slate['source']}, {slate['reason'] or 'no reason'}"] += 1
             if slate["source"] == "model" and latency_ms <= self.options.deadline:
                 self.outcome.good += 1
             self.shown = [item["item_id"] for item in slate["items"]] or self.shown
@@ -147,41 +196,74 @@ class Arrivals(FastHttpUser):
             "timestamp": time.time(),
         }
         with self._request("POST", EVENTS, EVENTS, intended_s, json={"events": [event]}) as response:
-            answer = self._members(response)
-            if answer is not None and answer["results"][0]["status"] != "stored":
-                response.failure(f"{answer['results'][0]['status']}: {answer['results'][0].get('problem')}")
+            self._result(response, self._answer(response))
 
     def _look_back(self, intended_s: float) -> None:
         path = HISTORY.format(user_id=self._user_id())
         with self._request("GET", path, HISTORY, intended_s) as response:
-            self._members(response)
+            self._answer(response)
 
     def _change_item(self, intended_s: float) -> None:
-        """Takes an item out and puts it back: what is in service stays what it is."""
-        if not self.shown:
+        """Says of an item that is shown that it is available, as it is: the log has an entry more and all else stays.
+
+        Taking it out and putting it back would leave it out wherever the second of the two is refused or not sent.
+        """
+        if not self.shown or not self.outcome.changes_items:
             return
-        item_id = self.rng.choice(self.shown)
-        for available in (False, True):
-            body = {"items": [{"item_id": item_id, "available": available}]}
-            with self._request("POST", ITEMS, ITEMS, intended_s, json=body) as response:
-                self._members(response)
-            intended_s = time.perf_counter()
+        body = {"items": [{"item_id": self.rng.choice(self.shown), "available": True}]}
+        with self._request("POST", ITEMS, ITEMS, intended_s, json=body) as response:
+            if response.status_code == _FORBIDDEN:
+                # Most keys may not, and slates can be measured without.
+                response.success()
+                if self.outcome.changes_items:
+                    self.outcome.changes_items = False
+                    sys.stderr.write("no items are changed: the key lacks the scope `items`\n")
+                return
+            self._result(response, self._answer(response))
 
     def _request(self, method: str, path: str, name: str, intended_s: float | None, **kwargs: Any) -> Any:
         response = self.client.request(method, path, name=name, headers=self.headers, catch_response=True, **kwargs)
         return _Timed(response, intended_s)
 
-    @staticmethod
-    def _members(response: Any) -> dict[str, Any] | None:
+    def _answer(self, response: Any) -> dict[str, Any] | None:
+        """The members of a 200; None, counted as refused or failed, of all else."""
+        status = response.status_code
+        is_told = bool((response.headers or {}).get("retry-after"))
+        if status == _TOO_MANY_REQUESTS and is_told:
+            self.outcome.refused += 1
+            response.success()
+            return None
         try:
-            members: dict[str, Any] = response.json()
+            members = response.json()
         except (ValueError, TypeError):
-            response.failure(f"{response.status_code} without JSON: {response.error}")
-            return None
-        if response.status_code != 200:
-            response.failure(f"{response.status_code} {members.get('type')}")
-            return None
-        return members
+            members = None
+        if status == 200 and isinstance(members, dict):
+            return members
+        if not status:
+            reason = f"no answer: {response.error or 'the connection broke'}"
+        elif not isinstance(members, dict):
+            reason = f"{status} without JSON"
+        else:
+            reason = f"{status} {members.get('type')}" + " without Retry-After" * (status == _TOO_MANY_REQUESTS)
+        self._fail(response, reason)
+        return None
+
+    def _result(self, response: Any, answer: dict[str, Any] | None) -> None:
+        """Of the one event or change that was sent."""
+        if answer is not None and (result := answer["results"][0])["status"] in {"duplicate", "refused"}:
+            self._fail(response, f"{result['status']} {(result.get('problem') or {}).get('type')}")
+
+    def _fail(self, response: Any, reason: str) -> None:
+        response.failure(reason)
+        self.outcome.failures[reason] += 1
+
+    def _fire_failure(self, kind: str, name: str, reason: str) -> None:
+        """One that has no answer of which Locust could learn it."""
+        self.outcome.failures[reason] += 1
+        events.request.fire(  # type: ignore[no-untyped-call]
+            request_type=kind, name=name, response_time=0.0, response_length=0, context={},
+            exception=RuntimeError(reason),
+        )  # fmt: skip
 
     def _user_id(self) -> str:
         return f"visitor-{self.rng.choices(range(len(self.weights)), cum_weights=self.weights)[0]}"
@@ -189,25 +271,30 @@ class Arrivals(FastHttpUser):
     def _rank(self, number: int) -> int:
         return self.rng.choices(range(number), [(rank + 1) ** -self.options.zipf for rank in range(number)])[0]
 
-    def _report(self, wall_s: float) -> None:
-        lags_ms = sorted(self.outcome.lags_ms)
-        lag_p99_ms = lags_ms[int(len(lags_ms) * 0.99)] if lags_ms else 0.0
-        members = {
-            "asked": len(lags_ms),
-            "wall_s": wall_s,
-            "counts": self.outcome.counts,
-            "good": self.outcome.good,
-            "latencies_ms": sorted(self.outcome.latencies_ms),
-            "lag_p99_ms": lag_p99_ms,
-        }
-        if self.options.outcome:
-            Path(self.options.outcome).write_text(json.dumps(members), encoding="utf-8")
-        if lag_p99_ms > MAX_LAG_MS:
+    def _report(self) -> None:
+        outcome, lag_p99_ms = self.outcome, self.outcome.lag_p99_ms
+        self._write(
+            {
+                "num_slates": outcome.num_slates,
+                "sources": outcome.sources,
+                "good": outcome.good,
+                "refused": outcome.refused,
+                "failures": outcome.failures,
+                "changes_items": outcome.changes_items,
+                "latencies_ms": sorted(outcome.latencies_ms),
+                "lag_p99_ms": lag_p99_ms,
+            }
+        )
+        if lag_p99_ms > self.options.max_lag:
             self.environment.process_exit_code = 3
             events.request.fire(  # type: ignore[no-untyped-call]
                 request_type="generator", name="lag", response_time=lag_p99_ms, response_length=0, context={},
                 exception=RuntimeError(f"the generator itself was {lag_p99_ms:.1f} ms late (p99)"),
             )  # fmt: skip
+
+    def _write(self, members: dict[str, Any]) -> None:
+        if self.options.outcome:
+            Path(self.options.outcome).write_text(json.dumps(members), encoding="utf-8")
 
 
 class _Timed:
