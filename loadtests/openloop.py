@@ -204,13 +204,11 @@ class Arrivals(FastHttpUser):
             self._answer(response)
 
     def _change_item(self, intended_s: float) -> None:
-        """Says of an item that is shown that it is available, as it is: the log has an entry more and all else stays.
-
-        Taking it out and putting it back would leave it out wherever the second of the two is refused or not sent.
-        """
+        """A change of an item that is shown, in which no member changes: the log has an entry more, as by any other
+        change, and what is in service stays what it is."""
         if not self.shown or not self.outcome.changes_items:
             return
-        body = {"items": [{"item_id": self.rng.choice(self.shown), "available": True}]}
+        body = {"items": [{"item_id": self.rng.choice(self.shown)}]}
         with self._request("POST", ITEMS, ITEMS, intended_s, json=body) as response:
             if response.status_code == _FORBIDDEN:
                 # Most keys may not, and slates can be measured without.
