@@ -11,31 +11,19 @@ _POLICY: Final = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'"
 )
-_MEDIA_TYPES: Final = {
-    "index.html": "text/html; charset=utf-8",
-    "explorer.css": "text/css; charset=utf-8",
-    "explorer.js": "text/javascript; charset=utf-8",
-}
-_PAGES: Final = {name: files("service").joinpath("web", name).read_bytes() for name in _MEDIA_TYPES}
+_FILES: Final = ("explorer.css", "api.js", "explorer.js", "page.js")
+_MEDIA_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
-def _page(name: str) -> Response:
-    return Response(_PAGES[name], media_type=_MEDIA_TYPES[name], headers={"Content-Security-Policy": _POLICY})
+def _add(path: str, name: str) -> None:
+    content = files("service").joinpath("web", name).read_bytes()
+    media_type = f"{_MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
+
+    @router.get(path, name=name)
+    async def page() -> Response:
+        return Response(content, media_type=media_type, headers={"Content-Security-Policy": _POLICY})
 
 
-@router.get("/")
-async def explorer() -> Response:
-    """The page."""
-    return _page("index.html")
-
-
-@router.get("/explorer.css")
-async def style() -> Response:
-    """How it looks."""
-    return _page("explorer.css")
-
-
-@router.get("/explorer.js")
-async def script() -> Response:
-    """What it does."""
-    return _page("explorer.js")
+_add("/", "index.html")
+for _name in _FILES:
+    _add(f"/{_name}", _name)

@@ -1,6 +1,8 @@
 // The explorer: what a user saw, what comes next, and why. Talks to the same API as everybody, and to nobody else.
 
-const $ = (id) => document.getElementById(id);
+import { Refused, api, encoded, forgetItem, item, session } from "./api.js";
+import { $, Turns, fill, h, say } from "./page.js";
+
 const REASONS = {
   model_unavailable: "The model does not answer: these are popular items.",
   deadline: "Out of time: these are popular items.",
@@ -12,65 +14,8 @@ const REASONS = {
   cold_start: "This user has no history yet.",
 };
 const MAX_HISTORY = 100;
-const state = { user: "", version: null, models: [], items: new Map(), history: [], columns: [], key: sessionStorage.getItem("key") ?? "" };
-
-class Refused extends Error {
-  constructor(status, problem) {
-    super(problem.detail ?? problem.title ?? `HTTP ${status}`);
-    this.status = status;
-    this.problem = problem;
-  }
-}
-
-// --- the page's own small language: nothing that comes from outside ever becomes markup ---
-
-function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "share") element.style.setProperty("--share", `${Math.round(value * 100)}%`);
-    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
-  return element;
-}
-
-function fill(element, ...children) {
-  element.replaceChildren(...children.filter((child) => child !== null && child !== undefined));
-}
-
-function say(element, text, isBad = false) {
-  element.textContent = text;
-  element.classList.toggle("bad", isBad);
-}
-
-// --- the API ---
-
-async function api(method, path, body) {
-  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
-  if (state.key) headers.Authorization = `Bearer ${state.key}`;
-  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  if (answer.status === 204) return null;
-  const members = await answer.json();
-  if (!answer.ok) {
-    if (answer.status === 401) askKey();
-    throw new Refused(answer.status, members);
-  }
-  return members;
-}
-
-const encoded = (id) => id.split("/").map(encodeURIComponent).join("/");
-
-async function item(itemId) {
-  if (itemId === null) return null;
-  if (!state.items.has(itemId)) {
-    state.items.set(itemId, api("GET", `v1/items/${encoded(itemId)}`).catch((error) => {
-      state.items.delete(itemId);
-      return error.status === 404 ? { item_id: itemId, title: "", tags: [], sid: [], gone: true } : { item_id: itemId, title: "", tags: [], sid: [] };
-    }));
-  }
-  return state.items.get(itemId);
-}
+const state = { user: "", version: null, models: [], history: [], columns: [] };
+const turns = { history: new Turns(), why: new Turns(), item: new Turns(), start: new Turns() };
 
 const nameOf = (found) => (found === null ? "an item that is gone" : found.title || found.item_id);
 
@@ -108,33 +53,52 @@ function ago(timestamp) {
   return "just now";
 }
 
+function busy(note, list, text) {
+  list.setAttribute("aria-busy", "true");
+  say(note, text);
+}
+
 async function showHistory() {
-  const user = state.user;
+  const isNewest = turns.history.begin();
+  const { user } = state;
+  busy($("history-note"), $("history"), "Asking for the history…");
   let history;
+  let events = [];
   try {
     history = await api("GET", `v1/users/${encoded(user)}/history`);
+    events = await Promise.all(history.events.slice(-MAX_HISTORY).reverse().map(async (event) => ({ ...event, item: await item(event.item_id) })));
   } catch (error) {
-    fill($("history"));
-    say($("history-note"), error.message, true);
-    return;
+    if (!(error instanceof Refused)) throw error;
+    if (isNewest()) say($("history-note"), error.message, true);
   }
-  if (user !== state.user) return;
-  const events = history.events.slice(-MAX_HISTORY).reverse();
-  state.history = await Promise.all(events.map(async (event) => ({ ...event, item: await item(event.item_id) })));
-  if (user !== state.user) return;
-  const count = history.events.length;
-  say($("history-note"), count === 0 ? "Nothing is known of this user." : `${count} events${count > MAX_HISTORY ? `, the last ${MAX_HISTORY} here` : ""}, newest first; ${history.num_seen} items count as seen.`);
-  fill($("history"), ...state.history.map((event) => h("li", {},
+  if (!isNewest()) return;
+  state.history = events;
+  fill($("history"), ...events.map((event) => h("li", {},
     h("strong", {}, nameOf(event.item)), h("br"),
     h("span", { class: "what" }, [event.action, event.value === null ? null : `value ${event.value}`, ago(event.timestamp)].filter(Boolean).join(" · ")))));
+  $("history").removeAttribute("aria-busy");
+  if (!history) return;
+  const count = history.events.length;
+  say($("history-note"), count === 0 ? "Nothing is known of this user." : `${count} events${count > MAX_HISTORY ? `, the last ${MAX_HISTORY} here` : ""}, newest first; ${history.num_seen} items count as seen.`);
 }
 
 async function show(user) {
-  state.user = user;
+  if (user !== state.user) {
+    state.user = user;
+    state.history = [];
+    fill($("history"));
+    for (const column of state.columns) column.clear();
+  }
   $("user").value = user;
   remember(user);
-  for (const column of state.columns) column.last = null;
-  await Promise.all([showHistory(), ...state.columns.map((column) => column.ask())]);
+  await Promise.all([showHistory(), askAll()]);
+}
+
+// What a column is refused stands in its note.
+async function askAll(columns = state.columns, continueFrom = () => null) {
+  for (const { status, reason } of await Promise.allSettled(columns.map((column) => column.ask(continueFrom(column))))) {
+    if (status === "rejected" && !(reason instanceof Refused)) throw reason;
+  }
 }
 
 // --- slates ---
@@ -142,7 +106,8 @@ async function show(user) {
 class Column {
   constructor(letter) {
     this.letter = letter;
-    this.last = null;
+    this.last = null; // the slate that is shown, with its user and its items
+    this.turns = new Turns();
     this.note = h("p", { class: "note", role: "status" });
     this.cards = h("ol", { class: "cards" });
     this.model = h("select", { id: `model-${letter}` });
@@ -154,7 +119,7 @@ class Column {
     this.element = h("div", { class: "column" },
       h("fieldset", {}, h("legend", {}, `Conditions ${letter}`), field("Model", this.model), field("Only these tags", this.tags), field("Items", this.size), field("Diversity", this.diversity), field("Beams", this.beams)),
       this.note, this.cards);
-    this.element.addEventListener("change", () => this.ask());
+    this.element.addEventListener("change", () => askAll([this]));
   }
 
   offer(models, { slate_size: slateSize, max_beam_width: mostBeams }) {
@@ -175,53 +140,84 @@ class Column {
     return body;
   }
 
+  clear() {
+    this.turns.begin();
+    this.last = null;
+    fill(this.cards);
+    say(this.note, "");
+    this.shown();
+  }
+
+  // Returns the slate, or null where something newer was asked meanwhile; throws what the service refused.
   async ask(continueFrom = null) {
-    if (!state.user) return;
-    const asked = (this.asked = Symbol("asked"));
+    const isNewest = this.turns.begin();
+    const { user } = state;
+    if (!user) return null;
+    busy(this.note, this.cards, "Asking for a slate…");
+    let slate;
+    let items;
+    try {
+      slate = await this.recommended(continueFrom);
+      items = await Promise.all(slate.items.map((place) => item(place.item_id)));
+    } catch (error) {
+      if (!isNewest()) return null;
+      this.clear();
+      this.cards.removeAttribute("aria-busy");
+      say(this.note, error.message, true);
+      throw error;
+    }
+    if (!isNewest()) return null;
+    this.last = { user, slate, items };
+    this.show();
+    return slate;
+  }
+
+  async recommended(continueFrom) {
     const body = { ...this.query(), explain: this.explains !== false };
     if (continueFrom) body.continue_from = continueFrom;
-    let slate;
     try {
-      slate = await api("POST", "v1/recommend", body);
+      return await api("POST", "v1/recommend", body);
     } catch (error) {
-      if (error.status === 422 && error.problem.errors?.some((one) => one.pointer === "/explain")) {
-        this.explains = false; // exported without the graph that explains
-        return this.ask(continueFrom);
-      }
-      if (asked === this.asked) {
-        say(this.note, error.message, true);
-        fill(this.cards);
-      }
-      return;
+      if (!(error.status === 422 && error.problem.errors?.some((one) => one.pointer === "/explain"))) throw error;
+      this.explains = false; // exported without the graph that explains
+      return api("POST", "v1/recommend", { ...body, explain: false });
     }
-    const items = await Promise.all(slate.items.map((place) => item(place.item_id)));
-    if (asked !== this.asked) return;
-    this.last = slate;
-    this.items = items;
-    $("next").disabled = false;
-    this.show();
-    for (const other of state.columns) if (other !== this && other.last) other.show();
-    banner();
   }
 
   show() {
-    const slate = this.last;
+    const { slate, items } = this.last;
     const parts = [slate.source === "model" ? `model ${slate.model_version}` : "popular items", slate.beam_width ? `${slate.beam_width} beams` : null, `${slate.took_ms.total.toFixed(1)} ms`, slate.reason ? REASONS[slate.reason] ?? slate.reason : null];
     say(this.note, parts.filter(Boolean).join(" · "));
-    const others = state.columns.filter((column) => column !== this && column.last).flatMap((column) => column.last.items.map((place) => place.item_id));
+    const shown = this.last;
     fill(this.cards, ...slate.items.map((place, index) => {
-      const found = this.items[index];
-      const isOnly = state.columns.length > 1 && others.length > 0 && !others.includes(place.item_id);
-      return h("li", {}, h("button", { type: "button", class: isOnly ? "card only" : "card", "aria-haspopup": "dialog", onclick: () => why(this, index) },
+      const found = items[index];
+      return h("li", {}, h("button", { type: "button", class: "card", "aria-haspopup": "dialog", onclick: () => why(shown, index) },
         h("strong", {}, nameOf(found)),
-        h("span", { class: "note" }, [found.title ? place.item_id : null, found.group, ...(found.tags ?? []).filter((tag) => tag !== found.group).slice(0, 4), isOnly ? "only here" : null].filter(Boolean).join(" · ")), h("br"),
+        h("span", { class: "note" }, [found.title ? place.item_id : null, found.group, ...(found.tags ?? []).filter((tag) => tag !== found.group).slice(0, 4)].filter(Boolean).join(" · "), h("span", { class: "only-here" }, " · only here")), h("br"),
         h("span", { class: "codes" }, `‹${place.sid.join(" ")}›  logprob ${place.score.toFixed(2)}`)));
     }));
+    this.cards.removeAttribute("aria-busy");
+    this.shown();
+  }
+
+  // What is said beside the cards, and on those of the other column: they stay the same elements, which keep the focus.
+  shown() {
+    for (const column of state.columns) column.mark();
+    $("next").disabled = !state.columns.some((column) => column.last);
+    banner();
+  }
+
+  mark() {
+    const others = state.columns.filter((column) => column !== this && column.last).map((column) => column.last.slate);
+    const there = new Set(others.flatMap((slate) => slate.items.map((place) => place.item_id)));
+    for (const [index, card] of this.cards.querySelectorAll(".card").entries()) {
+      card.classList.toggle("only", others.length > 0 && !there.has(this.last.slate.items[index].item_id));
+    }
   }
 }
 
 function banner() {
-  const bad = state.columns.filter((column) => column.last?.degraded).map((column) => column.last.reason);
+  const bad = state.columns.filter((column) => column.last?.slate.degraded).map((column) => column.last.slate.reason);
   const text = bad.length ? `Degraded: ${REASONS[bad[0]] ?? bad[0]}` : state.unwell ? `The service says: ${state.unwell}.` : "";
   $("banner").hidden = !text;
   $("banner").textContent = text;
@@ -264,26 +260,31 @@ async function tree(levels, name) {
   return inner;
 }
 
-async function why(column, index) {
-  const slate = column.last;
+// Of the card that was clicked, whatever is asked and shown since.
+async function why(shown, index) {
+  const isNewest = turns.why.begin();
+  const { slate } = shown;
+  const { history } = state;
   const place = slate.items[index];
-  const found = column.items[index];
+  const found = shown.items[index];
   $("why-title").textContent = `${nameOf(found)}, place ${index + 1}`;
+  fill($("why-body"), h("p", { class: "note", role: "status" }, "Looking up what else was close…"));
+  if (!$("why").open) $("why").showModal();
   const explained = slate.explanation?.[index];
   const parts = [];
   if (found.text) parts.push(h("p", {}, found.text));
-  const actions = h("div", { class: "row" }, ...(state.version?.actions ?? []).map((action) => h("button", { type: "button", class: "main", onclick: () => act(column, place.item_id, action) }, `Send “${action}”`)), h("span", { class: "note", role: "status", id: "act-note" }));
+  const note = h("span", { class: "note", role: "status", id: "act-note" });
+  const actions = h("div", { class: "row" }, ...(state.version?.actions ?? []).map((action) => h("button", { type: "button", class: "main", onclick: () => act(note, { user_id: shown.user, item_id: place.item_id, action, recommendation_id: slate.recommendation_id }) }, `Send “${action}”`)), note);
   parts.push(h("h3", {}, "What the user does with it"), actions);
   parts.push(h("h3", {}, "How it was written, code by code"));
   parts.push(explained ? await tree(explained.levels, nameOf(found)) : h("p", { class: "note" }, slate.source === "popular" ? "It is popular; no model wrote it." : "Not explained: this model has no graph for it, or there was no time."));
-  const alike = state.history.map((event) => ({ ...event, shared: sharedCodes(event.item?.sid ?? [], place.sid) })).filter((event) => event.shared > 0)
+  const alike = history.map((event) => ({ ...event, shared: sharedCodes(event.item?.sid ?? [], place.sid) })).filter((event) => event.shared > 0)
     .sort((one, other) => other.shared - one.shared).filter((event, at, all) => all.findIndex((other) => other.item_id === event.item_id) === at).slice(0, 8);
   parts.push(h("h3", {}, "From the history, what shares its first codes"));
   parts.push(alike.length ? h("ul", { class: "plain" }, ...alike.map((event) => h("li", {}, `${nameOf(event.item)} `, h("span", { class: "codes" }, `‹${event.item.sid.join(" ")}› ${event.shared} shared`)))) : h("p", { class: "note" }, "Nothing."));
   parts.push(h("h3", {}, "Where the time went"));
   parts.push(h("table", {}, h("tbody", {}, ...stages(slate.took_ms).map(([stage, ms]) => h("tr", {}, h("th", { scope: "row" }, stage), h("td", { class: "number" }, `${ms.toFixed(2)} ms`))))));
-  fill($("why-body"), ...parts);
-  if (!$("why").open) $("why").showModal();
+  if (isNewest()) fill($("why-body"), ...parts);
 }
 
 function stages({ total, ...parts }) {
@@ -297,23 +298,25 @@ function sharedCodes(one, other) {
   return count;
 }
 
-async function act(column, itemId, action) {
-  const note = $("act-note");
-  const event = { event_id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, user_id: state.user, item_id: itemId, action, timestamp: Date.now() / 1000, recommendation_id: column.last.recommendation_id };
+async function act(note, what) {
+  const event = { event_id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, ...what, timestamp: Date.now() / 1000 };
   try {
     const { results: [result] } = await api("POST", "v1/events", { events: [event] });
     say(note, result.status === "refused" ? result.problem.detail : `${result.status}; the slates are asked for again.`, result.status === "refused");
   } catch (error) {
+    if (!(error instanceof Refused)) throw error;
     say(note, error.message, true);
     return;
   }
-  await Promise.all([showHistory(), ...state.columns.map((other) => other.ask())]);
+  if (what.user_id === state.user) await Promise.all([showHistory(), askAll()]);
 }
 
 // --- a new item ---
 
 async function addItem(event) {
   event.preventDefault();
+  const isNewest = turns.item.begin();
+  const tell = (text, isBad = false) => isNewest() && say($("item-note"), text, isBad);
   const id = $("item-id").value;
   const tags = $("item-tags").value.split(",").map((tag) => tag.trim()).filter(Boolean);
   const body = { title: $("item-text").value };
@@ -321,28 +324,37 @@ async function addItem(event) {
   fill($("item-similar"));
   try {
     const result = await api("PUT", `v1/items/${encoded(id)}`, body);
-    state.items.delete(id);
-    say($("item-note"), `${result.status}: semantic ID ‹${(result.sid ?? []).join(" ")}›. It can be recommended within a second; looking for it…`);
+    forgetItem(id);
+    const added = `${result.status}: semantic ID ‹${(result.sid ?? []).join(" ")}›.`;
+    tell(`${added} It can be recommended within a second; looking for it…`);
     await new Promise((resolve) => setTimeout(resolve, 1000));
     const { items } = await api("GET", `v1/items/${encoded(id)}/similar?k=5`);
-    fill($("item-similar"), ...(await Promise.all(items.map(async (similar) => h("li", {}, `like ${nameOf(await item(similar.item_id))}`, h("span", { class: "codes" }, ` ${similar.num_shared} codes shared`))))));
-    say($("item-note"), `${result.status}: semantic ID ‹${(result.sid ?? []).join(" ")}›. ${await whereIs(id)}`);
+    const lines = await Promise.all(items.map(async (similar) => h("li", {}, `like ${nameOf(await item(similar.item_id))}`, h("span", { class: "codes" }, ` ${similar.num_shared} codes shared`))));
+    if (!isNewest()) return;
+    fill($("item-similar"), ...lines);
+    tell(`${added} ${await whereIs(id)}`);
   } catch (error) {
-    say($("item-note"), error.message, true);
+    if (!(error instanceof Refused)) throw error;
+    tell(error.message, true);
   }
 }
 
 async function whereIs(id) {
   if (!state.user) return "Choose a user to look for it in a slate.";
-  await Promise.all(state.columns.map((column) => column.ask()));
-  const place = state.columns[0].last?.items.findIndex((one) => one.item_id === id) ?? -1;
-  if (place >= 0) return `It is at place ${place + 1} of this user's slate.`;
   const [column] = state.columns;
-  const tags = (await item(id)).tags;
-  if (!tags.length) return "It is not in this user's slate now.";
-  const slate = await api("POST", "v1/recommend", { ...column.query(), filter: { all_of: tags } });
-  const filtered = slate.items.findIndex((one) => one.item_id === id);
-  return filtered >= 0 ? `It is not in this user's slate now; among items with its tags it is at place ${filtered + 1}.` : "It is not in this user's slate now, nor among the first with its tags.";
+  const at = (slate) => slate.items.findIndex((one) => one.item_id === id) + 1;
+  try {
+    const slate = await column.ask();
+    if (slate === null) return "Another slate was asked for meanwhile.";
+    if (at(slate)) return `It is at place ${at(slate)} of this user's slate.`;
+    const { tags } = await item(id);
+    if (!tags.length) return "It is not in this user's slate now.";
+    const tagged = await api("POST", "v1/recommend", { ...column.query(), filter: { all_of: tags } });
+    return at(tagged) ? `It is not in this user's slate now; among items with its tags it is at place ${at(tagged)}.` : "It is not in this user's slate now, nor among the first with its tags.";
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    return `Whether it is in a slate is not known: ${error.message}`;
+  }
 }
 
 // --- live figures ---
@@ -385,7 +397,7 @@ function quantile(first, last, q) {
 
 async function live() {
   try {
-    const headers = state.key ? { Authorization: `Bearer ${state.key}` } : {};
+    const headers = session.key ? { Authorization: `Bearer ${session.key}` } : {};
     const [text, ready] = await Promise.all([fetch("metrics", { headers }).then((answer) => (answer.ok ? answer.text() : "")), fetch("readyz").then((answer) => answer.json())]);
     state.unwell = [...(ready.reasons ?? []), ...(ready.degraded ?? [])].join(", ").replaceAll("_", " ");
     banner();
@@ -440,23 +452,25 @@ function began() {
   });
 }
 
+session.onUnauthorized = askKey;
 setColumns(1);
 $("user-form").addEventListener("submit", (event) => {
   event.preventDefault();
   show($("user").value);
 });
-$("again").addEventListener("click", () => state.columns.forEach((column) => column.ask()));
-$("next").addEventListener("click", () => state.columns.forEach((column) => column.last && column.ask(column.last.recommendation_id)));
+$("again").addEventListener("click", () => askAll());
+$("next").addEventListener("click", () => askAll(state.columns.filter((column) => column.last), (column) => column.last.slate.recommendation_id));
 $("compare").addEventListener("change", (event) => {
   setColumns(event.target.checked ? 2 : 1);
-  for (const column of state.columns) if (column.last) column.show(); else column.ask();
+  for (const column of state.columns) column.shown();
+  askAll(state.columns.filter((column) => !column.last));
 });
 $("item-form").addEventListener("submit", addItem);
 $("ask-key").addEventListener("click", askKey);
 $("key-form").addEventListener("submit", (event) => {
-  state.key = event.submitter?.value === "drop" ? "" : $("key").value;
+  session.key = event.submitter?.value === "drop" ? "" : $("key").value;
   $("key").value = "";
-  sessionStorage.setItem("key", state.key);
+  sessionStorage.setItem("key", session.key);
   began();
 });
 began();

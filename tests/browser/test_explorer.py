@@ -5,117 +5,21 @@ it looked like.
 """
 
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from live_http import fake_settings, live_client
+from explorer_page import Page, explorer, store
+from live_http import fake_settings
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from service.history.embedded import EmbeddedRedis
 from service.keys import SCOPES, ApiKey, digest, new_token, write_keys
-from service.settings import Settings
 
 pytestmark = pytest.mark.chromium
-
-
-class Page:
-    """The explorer in a browser."""
-
-    def __init__(self, driver: webdriver.Chrome, url: str, screenshots: Path | None) -> None:
-        self.driver = driver
-        self.url = url
-        self._screenshots = screenshots
-
-    def open(self, user: str = "ann") -> None:
-        self.driver.get(f"{self.url}/?user={user}")
-
-    def find(self, css: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, css)
-
-    def all(self, css: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, css)
-
-    def texts(self, css: str) -> list[str]:
-        return [one.text for one in self.all(css)]
-
-    def until(self, holds: Callable[[], object], seconds: float = 15) -> Any:
-        return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: holds())
-
-    def slate(self, column: int = 0) -> list[str]:
-        cards = self.all(".column")[column].find_elements(By.CSS_SELECTOR, ".card strong")
-        return [card.text for card in cards]
-
-    def shot(self, name: str) -> None:
-        if self._screenshots is not None:
-            self._screenshots.mkdir(parents=True, exist_ok=True)
-            self.driver.save_screenshot(str(self._screenshots / f"{name}.png"))
-
-
-@pytest.fixture
-def driver() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "/usr/bin/chromium"
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver") or "/usr/bin/chromedriver")
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        yield browser
-    finally:
-        browser.quit()
-
-
-@contextmanager
-def explorer(
-    driver: webdriver.Chrome, settings: Settings, screenshots: Path | None
-) -> Iterator[tuple[Page, httpx.Client]]:
-    with live_client(settings) as client:
-        yield Page(driver, str(client.base_url).rstrip("/"), screenshots), client
-
-
-@pytest.fixture
-def screenshots(request: pytest.FixtureRequest) -> Path | None:
-    folder = request.config.getoption("--screenshots")
-    return None if folder is None else Path(folder)
-
-
-@pytest.fixture
-def page(driver: webdriver.Chrome, screenshots: Path | None) -> Iterator[Page]:
-    with explorer(driver, fake_settings(), screenshots) as (made, client):
-        store(client, "ann", 6)
-        store(client, "bob", 3)
-        yield made
-        driver.get("about:blank")  # it would go on asking a service that has ended
-    trouble = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]  # type: ignore[no-untyped-call]
-    assert trouble == []
-
-
-def store(client: httpx.Client, user: str, num_events: int, token: str = "") -> None:
-    events = [
-        {
-            "event_id": f"{user}-{n}",
-            "user_id": user,
-            "item_id": f"item-{n * 10}",
-            "timestamp": time.time() - 3600 * (n + 1),
-        }
-        for n in range(num_events)
-    ]
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    assert client.post("/v1/events", json={"events": events}, headers=headers).status_code == 200
 
 
 def test_a_user_is_picked_and_typed_with_history_and_slate(page: Page) -> None:

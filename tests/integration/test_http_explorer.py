@@ -16,6 +16,8 @@ WEB = Path(__file__).resolve().parents[2] / "service" / "web"
         ("/", "index.html", "text/html"),
         ("/explorer.css", "explorer.css", "text/css"),
         ("/explorer.js", "explorer.js", "text/javascript"),
+        ("/api.js", "api.js", "text/javascript"),
+        ("/page.js", "page.js", "text/javascript"),
     ],
 )
 def test_files_are_sent_as_they_are(path: str, file: str, media_type: str) -> None:
@@ -43,6 +45,15 @@ def test_every_element_that_the_script_looks_up_is_there() -> None:
     made = set(re.findall(r'id: "([\w-]+)"', script))
     assert asked <= ids | made
     assert len(asked) > 20
+
+
+def test_every_file_is_sent_and_every_part_that_a_script_imports() -> None:
+    imported = {name for file in WEB.glob("*.js") for name in re.findall(r'from "\./([\w.]+)"', file.read_text())}
+    with live_client(fake_settings()) as client:
+        for file in WEB.iterdir():
+            path = "" if file.name == "index.html" else file.name.removesuffix(".html")
+            assert client.get(f"/{path}").content == file.read_bytes()
+    assert imported <= {file.name for file in WEB.iterdir()}
 
 
 def test_some_users_are_offered() -> None:
