@@ -85,8 +85,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
         version=package_version(),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page runs scripts of other hosts; ours is in service.api.explorer
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.serving = None

@@ -1,4 +1,7 @@
-"""The explorer: a page that shows what the API answers, and why. It ships with the service and asks nobody else."""
+"""Pages for people: the explorer, which shows what the API answers and why, and the API's description.
+
+They ship with the service and ask nobody else: what ran here from another host could read the key of the tab.
+"""
 
 from importlib.resources import files
 from typing import Final
@@ -11,7 +14,7 @@ _POLICY: Final = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'"
 )
-_FILES: Final = ("explorer.css", "api.js", "explorer.js", "page.js")
+_FILES: Final = ("explorer.css", "api.js", "docs.js", "explorer.js", "page.js")
 _MEDIA_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
@@ -25,5 +28,6 @@ def _add(path: str, name: str) -> None:
 
 
 _add("/", "index.html")
+_add("/docs", "docs.html")
 for _name in _FILES:
     _add(f"/{_name}", _name)

@@ -34,7 +34,7 @@ def test_a_dialog_that_stays_open_sends_events_of_its_own_slate(page: Page) -> N
     for button in page.all("#why button.main"):
         before = page.driver.execute_script("return made.length")
         button.click()
-        page.until(lambda before=before: page.driver.execute_script("return made.length") > before)  # type: ignore[misc]
+        page.until(lambda before=before: page.driver.execute_script("return made.length") > before)
         page.until(lambda: not page.all("[aria-busy]"))
     shown = page.driver.execute_script("return made[0]")
     sent = [one["events"][0] for one in page.requests() if one["path"] == "v1/events"]

@@ -14,6 +14,8 @@ WEB = Path(__file__).resolve().parents[2] / "service" / "web"
     ("path", "file", "media_type"),
     [
         ("/", "index.html", "text/html"),
+        ("/docs", "docs.html", "text/html"),
+        ("/docs.js", "docs.js", "text/javascript"),
         ("/explorer.css", "explorer.css", "text/css"),
         ("/explorer.js", "explorer.js", "text/javascript"),
         ("/api.js", "api.js", "text/javascript"),
@@ -38,13 +40,14 @@ def test_no_file_names_another_host_or_makes_markup_of_text() -> None:
         ), file
 
 
-def test_every_element_that_the_script_looks_up_is_there() -> None:
-    ids = set(re.findall(r'id="([\w-]+)"', (WEB / "index.html").read_text()))
-    script = (WEB / "explorer.js").read_text()
-    asked = set(re.findall(r'\$\("([\w-]+)"\)', script))
-    made = set(re.findall(r'id: "([\w-]+)"', script))
+@pytest.mark.parametrize(("page", "script", "fewest"), [("index.html", "explorer.js", 20), ("docs.html", "docs.js", 6)])
+def test_every_element_that_the_script_looks_up_is_there(page: str, script: str, fewest: int) -> None:
+    ids = set(re.findall(r'id="([\w-]+)"', (WEB / page).read_text()))
+    text = (WEB / script).read_text()
+    asked = set(re.findall(r'\$\("([\w-]+)"\)', text))
+    made = set(re.findall(r'id: "([\w-]+)"', text))
     assert asked <= ids | made
-    assert len(asked) > 20
+    assert len(asked) >= fewest
 
 
 def test_every_file_is_sent_and_every_part_that_a_script_imports() -> None:
@@ -54,6 +57,11 @@ def test_every_file_is_sent_and_every_part_that_a_script_imports() -> None:
             path = "" if file.name == "index.html" else file.name.removesuffix(".html")
             assert client.get(f"/{path}").content == file.read_bytes()
     assert imported <= {file.name for file in WEB.iterdir()}
+
+
+def test_no_page_of_the_framework_is_left() -> None:
+    with live_client(fake_settings()) as client:
+        assert [client.get(path).status_code for path in ("/redoc", "/docs/oauth2-redirect")] == [404, 404]
 
 
 def test_some_users_are_offered() -> None:

@@ -294,7 +294,7 @@ def test_operators_are_told_what_runs(client: httpx.Client) -> None:
     assert (version.slate_size, version.actions, version.filters) == (10, ["view", "watch"], ["rare"])
     assert client.get("/livez").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready", "reasons": [], "degraded": []}
-    assert "swagger" in client.get("/docs").text
+    assert "OneSlate API" in client.get("/docs").text
 
 
 def test_request_ids_are_taken_when_sane_and_made_otherwise(client: httpx.Client) -> None:
