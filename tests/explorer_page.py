@@ -43,15 +43,25 @@ class Page:
         cards = self.all(".column")[column].find_elements(By.CSS_SELECTOR, ".card strong")
         return [card.text for card in cards]
 
-    def wrap_fetch(self, body: str) -> None:
+    def wrap_fetch(self, body: str, *, at_load: bool = False) -> None:
         """From now on the page's requests go through this JavaScript, with `path`, `options` and `ask()` at hand.
 
-        `held` is a list there for what is to be let go later: see `let_go`.
+        Args:
+            body: What it does; what it does not return is asked of the service. `held` is a list there for what is to
+                be let go later (see `let_go`), `answer` makes an answer of a status and an object.
+            at_load: From the next page on instead, before its own scripts run.
         """
-        self.driver.execute_script(
-            "window.held = []; const real = window.fetch; window.fetch = async (path, options = {}) => {"
-            f"const ask = () => real(path, options); {body} return ask(); }};"
+        script = (
+            "window.held = []; { const real = window.fetch; window.fetch = async (path, options = {}) => {"
+            "const ask = () => real(path, options);"
+            "const answer = (status, members) => new Response("
+            "  typeof members === 'string' ? members : JSON.stringify(members), { status });"
+            f"{body} return ask(); }}; }}"
         )
+        if at_load:
+            self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        else:
+            self.driver.execute_script(script)
 
     def hold(self, condition: str) -> None:
         """Requests for which the condition holds are answered, but the page learns of it at `let_go` alone."""

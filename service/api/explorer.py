@@ -14,7 +14,7 @@ _POLICY: Final = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'"
 )
-_FILES: Final = ("explorer.css", "api.js", "docs.js", "explorer.js", "page.js")
+_FILES: Final = ("explorer.css", "api.js", "docs.js", "explorer.js", "live.js", "page.js")
 _MEDIA_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 

@@ -1,6 +1,7 @@
 // The explorer: what a user saw, what comes next, and why. Talks to the same API as everybody, and to nobody else.
 
 import { Refused, api, encoded, forgetItem, item, session } from "./api.js";
+import { Figures } from "./live.js";
 import { $, Turns, fill, h, say } from "./page.js";
 
 const REASONS = {
@@ -14,7 +15,10 @@ const REASONS = {
   cold_start: "This user has no history yet.",
 };
 const MAX_HISTORY = 100;
-const state = { user: "", version: null, models: [], history: [], columns: [] };
+const LIVE_MS = 2000;
+const LOOK_MS = 4000;
+const MODELS_MS = 10000;
+const state = { user: "", version: null, models: [], users: null, history: [], columns: [], trouble: "", unexplained: new Set() };
 const turns = { history: new Turns(), why: new Turns(), item: new Turns(), start: new Turns() };
 
 const nameOf = (found) => (found === null ? "an item that is gone" : found.title || found.item_id);
@@ -35,8 +39,10 @@ async function someUsers() {
   let stored = [];
   try {
     stored = (await api("GET", "v1/users?limit=12")).user_ids;
+    state.users = stored;
   } catch (error) {
-    if (!(error instanceof Refused)) throw error; // a key for slates alone may not list users
+    if (!(error instanceof Refused)) throw error;
+    state.users = error.status === 401 || error.status === 403 ? [] : null; // a key for slates alone may not list users
   }
   const users = [...new Set([...recent, ...stored])].slice(0, 12);
   fill($("users"), ...users.map((user) => h("option", { value: user })));
@@ -124,7 +130,12 @@ class Column {
 
   offer(models, { slate_size: slateSize, max_beam_width: mostBeams }) {
     const chosen = this.model.value;
-    fill(this.model, h("option", { value: "" }, "the user's"), ...models.map((version) => h("option", { value: version, selected: version === chosen }, version)));
+    const isGone = chosen && !models.includes(chosen);
+    const options = [["", "the user's"], ...models.map((version) => [version, version]), ...(isGone ? [[chosen, `${chosen} (not in service)`]] : [])];
+    // Only when they differ: a list that is open would close.
+    if (options.map(([, text]) => text).join("\n") !== [...this.model.options].map((option) => option.text).join("\n")) {
+      fill(this.model, ...options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+    }
     this.size.max = slateSize;
     this.beams.max = mostBeams;
     if (Number(this.size.value) > slateSize) this.size.value = slateSize;
@@ -173,14 +184,16 @@ class Column {
   }
 
   async recommended(continueFrom) {
-    const body = { ...this.query(), explain: this.explains !== false };
+    const model = this.model.value || this.last?.slate.model_version;
+    const body = { ...this.query(), explain: !state.unexplained.has(model) };
     if (continueFrom) body.continue_from = continueFrom;
     try {
       return await api("POST", "v1/recommend", body);
     } catch (error) {
       if (!(error.status === 422 && error.problem.errors?.some((one) => one.pointer === "/explain"))) throw error;
-      this.explains = false; // exported without the graph that explains
-      return api("POST", "v1/recommend", { ...body, explain: false });
+      const slate = await api("POST", "v1/recommend", { ...body, explain: false });
+      state.unexplained.add(slate.model_version); // exported without the graph that explains
+      return slate;
     }
   }
 
@@ -218,7 +231,7 @@ class Column {
 
 function banner() {
   const bad = state.columns.filter((column) => column.last?.slate.degraded).map((column) => column.last.slate.reason);
-  const text = bad.length ? `Degraded: ${REASONS[bad[0]] ?? bad[0]}` : state.unwell ? `The service says: ${state.unwell}.` : "";
+  const text = bad.length ? `Degraded: ${REASONS[bad[0]] ?? bad[0]}` : state.trouble;
   $("banner").hidden = !text;
   $("banner").textContent = text;
 }
@@ -357,90 +370,95 @@ async function whereIs(id) {
   }
 }
 
-// --- live figures ---
+// --- what runs, and how ---
 
-const samples = [];
+const figures = new Figures();
 
-function parsed(text) {
-  const found = { slates: {}, buckets: {}, batches: [0, 0], queue: 0, asked: 1 };
-  for (const line of text.split("\n")) {
-    const match = /^(oneslate_\w+)(?:\{([^}]*)\})? (\S+)$/.exec(line);
-    if (!match) continue;
-    const [, name, labels = "", value] = match;
-    const label = (key) => new RegExp(`(?:^|,)${key}="([^"]*)"`).exec(labels)?.[1];
-    if (name === "oneslate_slates_total") found.slates[label("source")] = (found.slates[label("source")] ?? 0) + Number(value);
-    else if (name === "oneslate_recommend_stage_seconds_bucket" && label("stage") === "total") found.buckets[label("le")] = Number(value);
-    else if (name === "oneslate_batch_size_requests_sum") found.batches[0] = Number(value);
-    else if (name === "oneslate_batch_size_requests_count") found.batches[1] = Number(value);
-    else if (name === "oneslate_queue_depth_requests") found.queue = Number(value);
-    else if (name === "oneslate_history_asked") found.asked = Number(value);
-  }
-  return found;
-}
-
-function quantile(first, last, q) {
-  const edges = Object.keys(last.buckets).filter((edge) => edge !== "+Inf").map(Number).sort((one, other) => one - other);
-  const count = (edge) => (last.buckets[edge] ?? 0) - (first.buckets[edge] ?? 0);
-  const label = (edge) => Object.keys(last.buckets).find((key) => Number(key) === edge);
-  const total = count("+Inf");
-  if (!total) return null;
-  let below = 0;
-  let from = 0;
-  for (const edge of edges) {
-    const upTo = count(label(edge));
-    if (upTo >= q * total) return from + ((edge - from) * (q * total - below)) / Math.max(1e-9, upTo - below);
-    below = upTo;
-    from = edge;
-  }
-  return edges.at(-1);
+// Short of patience: the next look comes soon, and they do not overlap.
+async function look(path) {
+  const headers = session.key ? { Authorization: `Bearer ${session.key}` } : {};
+  const answer = await fetch(path, { headers, signal: AbortSignal.timeout(LOOK_MS) });
+  return { answer, text: await answer.text() };
 }
 
 async function live() {
+  let metrics;
+  let ready;
+  let version;
   try {
-    const headers = session.key ? { Authorization: `Bearer ${session.key}` } : {};
-    const [text, ready] = await Promise.all([fetch("metrics", { headers }).then((answer) => (answer.ok ? answer.text() : "")), fetch("readyz").then((answer) => answer.json())]);
-    state.unwell = [...(ready.reasons ?? []), ...(ready.degraded ?? [])].join(", ").replaceAll("_", " ");
-    banner();
-    say($("service"), `${state.version ? `model ${state.version.model_version} · ${state.version.num_items.toLocaleString()} items · ${state.version.provider} ${state.version.precision} · ` : ""}${ready.status === "ready" ? (state.unwell ? `degraded: ${state.unwell}` : "ready") : `not ready: ${state.unwell}`}`, Boolean(state.unwell));
-    if (text) {
-      samples.push({ at: performance.now() / 1000, ...parsed(text) });
-      if (samples.length > 30) samples.shift();
-    }
-    figures();
-    say($("live-note"), text ? (samples.length < 2 ? "…" : "Of the last minute, this replica.") : "This key may not read the metrics.");
-  } catch (error) {
+    [metrics, ready, version] = await Promise.all(["metrics", "readyz", "version"].map(look));
+    ready = JSON.parse(ready.text);
+    version = version.answer.ok ? JSON.parse(version.text) : null;
+  } catch {
+    state.trouble = "The service does not answer: what is here is of before.";
+    showFigures("");
     say($("service"), "The service does not answer.", true);
-    say($("live-note"), String(error.message ?? error), true);
+    banner();
+    return;
+  }
+  const unwell = [...(ready.reasons ?? []), ...(ready.degraded ?? [])].join(", ").replaceAll("_", " ");
+  state.trouble = unwell ? `The service says: ${unwell}.` : "";
+  banner();
+  if (metrics.answer.ok) figures.add(metrics.text, performance.now() / 1000);
+  const { status } = metrics.answer;
+  showFigures(metrics.answer.ok ? null : status === 401 || status === 403 ? "This key may not read the metrics." : `The metrics answer HTTP ${status}.`);
+  if (version) await follow(version);
+  const { model_version: model, num_items: count, provider, precision } = state.version ?? {};
+  say($("service"), `${model ? `model ${model} · ${count.toLocaleString()} items · ${provider} ${precision} · ` : ""}${ready.status === "ready" ? (unwell ? `degraded: ${unwell}` : "ready") : `not ready: ${unwell}`}`, Boolean(unwell));
+}
+
+// `refusal`: why there are none; null: there are.
+function showFigures(refusal) {
+  if (refusal !== null) figures.clear();
+  const rows = figures.rows();
+  fill($("figures"), ...(rows ?? []).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+  say($("live-note"), refusal ?? (rows ? "Of the last minute, this replica." : "…"));
+}
+
+// Models come and go while the page is open, and what failed at the start may work by now.
+async function follow(version) {
+  if (!state.isStarted) return began();
+  const isAnother = version.model_version !== state.version.model_version;
+  state.version = version;
+  if (!isAnother && performance.now() - state.lookedAt < MODELS_MS) return offer();
+  if (state.mayList) await listModels();
+  else state.models = [version.model_version];
+  if (!state.users) await someUsers();
+  return offer();
+}
+
+async function listModels() {
+  state.lookedAt = performance.now();
+  try {
+    state.models = (await api("GET", "v1/models")).serving;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    state.mayList = error.status !== 401 && error.status !== 403; // a key without the scope admin
+    if (!state.mayList || !state.models.length) state.models = [state.version.model_version];
   }
 }
 
-function figures() {
-  if (samples.length < 2) return;
-  const [first, last] = [samples[0], samples.at(-1)];
-  const seconds = last.at - first.at;
-  const count = (source) => (last.slates[source] ?? 0) - (first.slates[source] ?? 0);
-  const ms = (q) => {
-    const value = quantile(first, last, q);
-    return value === null ? "–" : `${(value * 1000).toFixed(1)} ms`;
-  };
-  const runs = last.batches[1] - first.batches[1];
-  const rows = [["slates a second", ((count("model") + count("popular")) / seconds).toFixed(1)], ["by the model", count("model")], ["popular", count("popular")], ["p50", ms(0.5)], ["p99", ms(0.99)], ["requests a run", runs ? ((last.batches[0] - first.batches[0]) / runs).toFixed(1) : "–"], ["waiting", last.queue]];
-  fill($("figures"), ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+function offer() {
+  for (const column of state.columns) column.offer(state.models, state.version);
 }
 
 // --- start ---
 
 async function start() {
-  state.version = await api("GET", "version");
+  const isNewest = turns.start.begin();
+  state.isStarted = true;
   try {
-    const { serving } = await api("GET", "v1/models");
-    state.models = serving;
+    state.version = await api("GET", "version");
   } catch (error) {
-    if (!(error instanceof Refused)) throw error; // a key without the scope admin
-    state.models = [state.version.model_version];
+    state.isStarted = false; // `live` begins again when it answers
+    throw error;
   }
-  for (const column of state.columns) column.offer(state.models, state.version);
+  state.mayList = true;
+  await listModels();
+  if (!isNewest()) return;
+  offer();
   const users = await someUsers();
+  if (!isNewest()) return;
   const asked = new URLSearchParams(location.search).get("user") ?? users[0];
   if (asked) await show(asked);
   else say($("history-note"), "No user is stored yet: type any id, and send events.");
@@ -448,8 +466,14 @@ async function start() {
 
 function began() {
   start().catch((error) => {
-    if (!(error instanceof Refused && error.status === 401)) say($("history-note"), error.message, true);
+    if (!(error instanceof Refused)) throw error;
+    say($("history-note"), error.message, true);
   });
+}
+
+async function watch() {
+  if (!document.hidden) await live();
+  setTimeout(watch, LIVE_MS);
 }
 
 session.onUnauthorized = askKey;
@@ -474,5 +498,4 @@ $("key-form").addEventListener("submit", (event) => {
   began();
 });
 began();
-live();
-setInterval(() => document.hidden || live(), 2000);
+watch();

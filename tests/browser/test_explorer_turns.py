@@ -22,8 +22,8 @@ def test_a_dialog_that_stays_open_sends_events_of_its_own_slate(page: Page) -> N
     opened(page)
     page.wrap_fetch(
         "if (options.body) (window.sent ??= []).push({ path, ...JSON.parse(options.body) });"
-        "if (path === 'v1/recommend') { const answer = await ask(); const slate = await answer.clone().json();"
-        "  (window.made ??= []).push(slate.recommendation_id); return answer; }"
+        "if (path === 'v1/recommend') { const got = await ask(); const slate = await got.clone().json();"
+        "  (window.made ??= []).push(slate.recommendation_id); return got; }"
     )
     page.find("#again").click()
     page.until(lambda: len(page.driver.execute_script("return window.made ?? []")) == 1)
@@ -47,8 +47,8 @@ def test_a_card_that_is_clicked_while_another_is_looked_up_has_the_dialog(page: 
         "if (path === 'v1/recommend') { const slate = await (await ask()).json();"
         "  slate.explanation[0].levels[0].runner_ups = [{ code: 1, logprob: -2, item_id: 'item-500' }];"
         "  return new Response(JSON.stringify(slate)); }"
-        "if (path === 'v1/items/item-500') { const answer = await ask(); await new Promise((go) => held.push(go));"
-        "  return answer; }"
+        "if (path === 'v1/items/item-500') { const got = await ask(); await new Promise((go) => held.push(go));"
+        "  return got; }"
     )
     page.find("#again").click()
     page.until(lambda: not page.all("[aria-busy]"))
@@ -72,7 +72,7 @@ def test_a_slate_that_was_refused_is_not_shown_again(page: Page) -> None:
     page.until(lambda: len(page.all(".column")) == 2 and len(page.slate(1)) == 5)
     page.wrap_fetch(
         "if (path === 'v1/recommend' && JSON.parse(options.body).beam_width === 7)"
-        "  return new Response(JSON.stringify({ detail: 'no such beams' }), { status: 422 });"
+        "  return answer(422, { detail: 'no such beams' });"
     )
     page.find("#beams-A").send_keys("7", Keys.TAB)
     page.until(lambda: page.all(".column > .note")[0].text == "no such beams")
@@ -101,10 +101,7 @@ def test_while_a_slate_is_asked_for_nothing_of_the_former_user_is_left(page: Pag
 
 def test_a_history_that_fails_leaves_no_other_users_in_the_dialog(page: Page) -> None:
     opened(page)
-    page.wrap_fetch(
-        "if (path === 'v1/users/bob/history')"
-        "  return new Response(JSON.stringify({ detail: 'not now' }), { status: 503 });"
-    )
+    page.wrap_fetch("if (path === 'v1/users/bob/history')  return answer(503, { detail: 'not now' });")
     ask_for(page, "bob")
     page.until(lambda: page.find("#history-note").text == "not now" and len(page.slate()) == 5)
     assert page.texts("#history li") == []
@@ -117,7 +114,7 @@ def test_a_late_failure_of_the_former_user_changes_nothing(page: Page) -> None:
     opened(page)
     page.wrap_fetch(
         "if (path.startsWith('v1/users/bob')) { await new Promise((go) => held.push(go));"
-        "  return new Response(JSON.stringify({ detail: 'too late' }), { status: 503 }); }"
+        "  return answer(503, { detail: 'too late' }); }"
     )
     ask_for(page, "bob")
     page.until(page.num_held)
@@ -131,8 +128,8 @@ def test_a_late_failure_of_the_former_user_changes_nothing(page: Page) -> None:
 def test_of_two_refreshes_the_later_one_stays(page: Page) -> None:
     opened(page)
     page.wrap_fetch(
-        "if (path.endsWith('/history') && !window.first) { window.first = true; const answer = await ask();"
-        "  await new Promise((go) => held.push(go)); return answer; }"
+        "if (path.endsWith('/history') && !window.first) { window.first = true; const got = await ask();"
+        "  await new Promise((go) => held.push(go)); return got; }"
     )
     page.all(".card")[0].click()
     page.until(lambda: page.all("#why button.main"))
@@ -146,9 +143,7 @@ def test_of_two_refreshes_the_later_one_stays(page: Page) -> None:
 
 def test_an_item_is_not_said_to_be_in_no_slate_where_the_slate_was_refused(page: Page) -> None:
     opened(page)
-    page.wrap_fetch(
-        "if (path === 'v1/recommend') return new Response(JSON.stringify({ detail: 'too busy' }), { status: 429 });"
-    )
+    page.wrap_fetch("if (path === 'v1/recommend') return answer(429, { detail: 'too busy' });")
     page.find("#item-id").send_keys("new")
     page.find("#item-text").send_keys("A brand new thing")
     page.find("#item-form button").click()

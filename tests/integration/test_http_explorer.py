@@ -18,6 +18,7 @@ WEB = Path(__file__).resolve().parents[2] / "service" / "web"
         ("/docs.js", "docs.js", "text/javascript"),
         ("/explorer.css", "explorer.css", "text/css"),
         ("/explorer.js", "explorer.js", "text/javascript"),
+        ("/live.js", "live.js", "text/javascript"),
         ("/api.js", "api.js", "text/javascript"),
         ("/page.js", "page.js", "text/javascript"),
     ],
