@@ -1,6 +1,6 @@
 // The explorer: what a user saw, what comes next, and why. Talks to the same API as everybody, and to nobody else.
 
-import { Refused, api, encoded, forgetItem, item, session } from "./api.js";
+import { Refused, api, encoded, forgetItem, forgetItems, isKey, item, session, useKey } from "./api.js";
 import { Figures } from "./live.js";
 import { $, Turns, fill, h, say } from "./page.js";
 
@@ -23,8 +23,31 @@ const turns = { history: new Turns(), why: new Turns(), item: new Turns(), start
 
 const nameOf = (found) => (found === null ? "an item that is gone" : found.title || found.item_id);
 
-function askKey() {
+// Titles that could not be looked up are said to be missing: ids alone look as if there were none.
+const untitled = (found) => {
+  const lost = found.filter((one) => one?.trouble);
+  return lost.length ? `titles of ${lost.length} items are not loaded: ${lost[0].trouble}` : null;
+};
+
+function askKey(trouble = "") {
   if (!$("key-dialog").open) $("key-dialog").showModal();
+  say($("key-trouble"), trouble, true);
+}
+
+// Another key may reach other users and items: nothing that the one before brought stays.
+function useAnotherKey(key) {
+  useKey(key);
+  forgetItems();
+  sessionStorage.removeItem("users");
+  Object.assign(state, { user: "", users: null, history: [] });
+  turns.history.begin();
+  $("why").close();
+  $("user").value = "";
+  for (const list of ["users", "some-users", "history"]) fill($(list));
+  $("history").removeAttribute("aria-busy");
+  say($("history-note"), "");
+  for (const column of state.columns) column.clear();
+  began();
 }
 
 // --- user and history ---
@@ -68,6 +91,7 @@ async function showHistory() {
   const isNewest = turns.history.begin();
   const { user } = state;
   busy($("history-note"), $("history"), "Asking for the history…");
+  state.isForbidden = false; // to this key
   let history;
   let events = [];
   try {
@@ -75,7 +99,10 @@ async function showHistory() {
     events = await Promise.all(history.events.slice(-MAX_HISTORY).reverse().map(async (event) => ({ ...event, item: await item(event.item_id) })));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    if (isNewest()) say($("history-note"), error.message, true);
+    if (isNewest()) {
+      say($("history-note"), error.message, true);
+      state.isForbidden = error.status === 403 && (error.problem.errors ?? []).some((one) => one.pointer === "user_id");
+    }
   }
   if (!isNewest()) return;
   state.history = events;
@@ -85,7 +112,8 @@ async function showHistory() {
   $("history").removeAttribute("aria-busy");
   if (!history) return;
   const count = history.events.length;
-  say($("history-note"), count === 0 ? "Nothing is known of this user." : `${count} events${count > MAX_HISTORY ? `, the last ${MAX_HISTORY} here` : ""}, newest first; ${history.num_seen} items count as seen.`);
+  const trouble = untitled(events.map((event) => event.item));
+  say($("history-note"), count === 0 ? "Nothing is known of this user." : `${count} events${count > MAX_HISTORY ? `, the last ${MAX_HISTORY} here` : ""}, newest first; ${history.num_seen} items count as seen${trouble ? `; ${trouble}` : "."}`);
 }
 
 async function show(user) {
@@ -155,6 +183,7 @@ class Column {
     this.turns.begin();
     this.last = null;
     fill(this.cards);
+    this.cards.removeAttribute("aria-busy");
     say(this.note, "");
     this.shown();
   }
@@ -173,7 +202,6 @@ class Column {
     } catch (error) {
       if (!isNewest()) return null;
       this.clear();
-      this.cards.removeAttribute("aria-busy");
       say(this.note, error.message, true);
       throw error;
     }
@@ -199,7 +227,7 @@ class Column {
 
   show() {
     const { slate, items } = this.last;
-    const parts = [slate.source === "model" ? `model ${slate.model_version}` : "popular items", slate.beam_width ? `${slate.beam_width} beams` : null, `${slate.took_ms.total.toFixed(1)} ms`, slate.reason ? REASONS[slate.reason] ?? slate.reason : null];
+    const parts = [slate.source === "model" ? `model ${slate.model_version}` : "popular items", slate.beam_width ? `${slate.beam_width} beams` : null, `${slate.took_ms.total.toFixed(1)} ms`, slate.reason ? REASONS[slate.reason] ?? slate.reason : null, untitled(items)];
     say(this.note, parts.filter(Boolean).join(" · "));
     const shown = this.last;
     fill(this.cards, ...slate.items.map((place, index) => {
@@ -461,7 +489,9 @@ async function start() {
   if (!isNewest()) return;
   const asked = new URLSearchParams(location.search).get("user") ?? users[0];
   if (asked) await show(asked);
-  else say($("history-note"), "No user is stored yet: type any id, and send events.");
+  // Of a key that is bound to one user the service names that one.
+  if (isNewest() && state.user === asked && state.isForbidden && state.users?.length === 1 && state.users[0] !== asked) await show(state.users[0]);
+  if (!asked) say($("history-note"), "No user is stored yet: type any id, and send events.");
 }
 
 function began() {
@@ -476,7 +506,7 @@ async function watch() {
   setTimeout(watch, LIVE_MS);
 }
 
-session.onUnauthorized = askKey;
+session.onUnauthorized = () => askKey(session.key ? "The service does not know this key." : "This service takes requests with a key alone.");
 setColumns(1);
 $("user-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -490,12 +520,17 @@ $("compare").addEventListener("change", (event) => {
   askAll(state.columns.filter((column) => !column.last));
 });
 $("item-form").addEventListener("submit", addItem);
-$("ask-key").addEventListener("click", askKey);
+$("ask-key").addEventListener("click", () => askKey());
 $("key-form").addEventListener("submit", (event) => {
-  session.key = event.submitter?.value === "drop" ? "" : $("key").value;
+  const key = event.submitter?.value === "drop" ? "" : $("key").value.trim();
+  say($("key-trouble"), "");
+  if (!isKey(key)) {
+    event.preventDefault();
+    say($("key-trouble"), "No key of a service holds such characters: letters, digits and signs of ASCII alone.", true);
+    return;
+  }
   $("key").value = "";
-  sessionStorage.setItem("key", session.key);
-  began();
+  useAnotherKey(key);
 });
 began();
 watch();

@@ -197,8 +197,11 @@ def test_a_service_with_keys_asks_for_one(driver: webdriver.Chrome, screenshots:
         page.open()
         page.until(lambda: page.find("#key-dialog").is_displayed())
         page.shot("key")
+        assert page.find("#key-trouble").text == "This service takes requests with a key alone."
         page.find("#key").send_keys("wrong", Keys.ENTER)
-        page.until(lambda: page.find("#key-dialog").is_displayed())
+        page.until(lambda: page.find("#key-trouble").text == "The service does not know this key.")
+        assert page.find("#key-trouble").get_attribute("role") == "alert"
+        assert page.find("#key-dialog").is_displayed()
         page.find("#key").send_keys(token, Keys.ENTER)
         page.until(lambda: len(page.slate()) == 5)
         assert page.find("#history-note").text.startswith("2 events")
