@@ -22,6 +22,10 @@ const state = { user: "", version: null, models: [], users: null, history: [], c
 const turns = { history: new Turns(), why: new Turns(), item: new Turns(), start: new Turns() };
 
 const nameOf = (found) => (found === null ? "an item that is gone" : found.title || found.item_id);
+// Titles and ids may run from right to left: what stands beside them keeps its order.
+const apart = (text) => h("bdi", {}, text);
+const named = (found) => apart(nameOf(found));
+const between = (parts) => parts.filter(Boolean).flatMap((part, index) => (index ? [" · ", apart(part)] : [apart(part)]));
 
 // Titles that could not be looked up are said to be missing: ids alone look as if there were none.
 const untitled = (found) => {
@@ -69,7 +73,7 @@ async function someUsers() {
   }
   const users = [...new Set([...recent, ...stored])].slice(0, 12);
   fill($("users"), ...users.map((user) => h("option", { value: user })));
-  fill($("some-users"), ...users.map((user) => h("button", { type: "button", onclick: () => show(user) }, user)));
+  fill($("some-users"), ...users.map((user) => h("button", { type: "button", title: user, onclick: () => show(user) }, apart(user))));
   return users;
 }
 
@@ -107,7 +111,7 @@ async function showHistory() {
   if (!isNewest()) return;
   state.history = events;
   fill($("history"), ...events.map((event) => h("li", {},
-    h("strong", {}, nameOf(event.item)), h("br"),
+    h("strong", {}, named(event.item)), h("br"),
     h("span", { class: "what" }, [event.action, event.value === null ? null : `value ${event.value}`, ago(event.timestamp)].filter(Boolean).join(" · ")))));
   $("history").removeAttribute("aria-busy");
   if (!history) return;
@@ -142,8 +146,8 @@ class Column {
     this.letter = letter;
     this.last = null; // the slate that is shown, with its user and its items
     this.turns = new Turns();
-    this.note = h("p", { class: "note", role: "status" });
-    this.cards = h("ol", { class: "cards" });
+    this.note = h("p", { class: "note", role: "status", tabindex: -1 });
+    this.cards = h("ol", { class: "cards", "aria-label": `Slate ${letter}` });
     this.model = h("select", { id: `model-${letter}` });
     this.tags = h("input", { id: `tags-${letter}`, placeholder: "any" });
     this.size = h("input", { id: `size-${letter}`, type: "number", min: 1, value: 5 });
@@ -182,7 +186,7 @@ class Column {
   clear() {
     this.turns.begin();
     this.last = null;
-    fill(this.cards);
+    this.put();
     this.cards.removeAttribute("aria-busy");
     say(this.note, "");
     this.shown();
@@ -230,15 +234,26 @@ class Column {
     const parts = [slate.source === "model" ? `model ${slate.model_version}` : "popular items", slate.beam_width ? `${slate.beam_width} beams` : null, `${slate.took_ms.total.toFixed(1)} ms`, slate.reason ? REASONS[slate.reason] ?? slate.reason : null, untitled(items)];
     say(this.note, parts.filter(Boolean).join(" · "));
     const shown = this.last;
-    fill(this.cards, ...slate.items.map((place, index) => {
+    this.put(...slate.items.map((place, index) => {
       const found = items[index];
-      return h("li", {}, h("button", { type: "button", class: "card", "aria-haspopup": "dialog", onclick: () => why(shown, index) },
-        h("strong", {}, nameOf(found)),
-        h("span", { class: "note" }, [found.title ? place.item_id : null, found.group, ...(found.tags ?? []).filter((tag) => tag !== found.group).slice(0, 4)].filter(Boolean).join(" · "), h("span", { class: "only-here" }, " · only here")), h("br"),
+      return h("li", {}, h("button", { type: "button", class: "card", "aria-haspopup": "dialog", onclick: () => why(this, shown, index) },
+        h("strong", {}, named(found)),
+        h("span", { class: "note" }, ...between([found.title ? place.item_id : null, found.group, ...(found.tags ?? []).filter((tag) => tag !== found.group).slice(0, 4)]), h("span", { class: "only-here" }, " · only here")), h("br"),
         h("span", { class: "codes" }, `‹${place.sid.join(" ")}›  logprob ${place.score.toFixed(2)}`)));
     }));
     this.cards.removeAttribute("aria-busy");
     this.shown();
+  }
+
+  // Cards in the place of others; whoever was on one is on that at the same place, or else on the note.
+  put(...cards) {
+    const at = [...this.cards.children].findIndex((card) => card.contains(document.activeElement));
+    fill(this.cards, ...cards);
+    if (at >= 0) this.focus(at);
+  }
+
+  focus(index) {
+    (this.cards.children[index]?.firstElementChild ?? this.note).focus();
   }
 
   // What is said beside the cards, and on those of the other column: they stay the same elements, which keep the focus.
@@ -260,8 +275,7 @@ class Column {
 function banner() {
   const bad = state.columns.filter((column) => column.last?.slate.degraded).map((column) => column.last.slate.reason);
   const text = bad.length ? `Degraded: ${REASONS[bad[0]] ?? bad[0]}` : state.trouble;
-  $("banner").hidden = !text;
-  $("banner").textContent = text;
+  say($("banner"), text); // empty it has no height; hidden it would not be read out when it speaks
 }
 
 function setColumns(count) {
@@ -283,34 +297,35 @@ const percent = (logprob) => {
   return value >= 0.1 ? `${value.toFixed(1)} %` : "< 0.1 %";
 };
 
-function branch(code, logprob, isTaken, text) {
+function branch(code, logprob, isTaken, ...text) {
   return h("div", { class: isTaken ? "branch taken" : "branch" }, h("span", { class: "codes" }, `${isTaken ? "▸" : "·"} code ${code}`),
-    h("span", { class: "bar", share: share(logprob) }, `${percent(logprob)}${text ? ` — ${text}` : ""}`));
+    h("span", { class: "bar", share: share(logprob) }, percent(logprob), ...(text.length ? [" — ", ...text] : [])));
 }
 
-async function tree(levels, name) {
+async function tree(levels, found) {
   let inner = null;
   for (let level = levels.length - 1; level >= 0; level -= 1) {
     const { code, logprob, runner_ups: others } = levels[level];
-    const named = await Promise.all(others.map(async (other) => ({ ...other, name: other.item_id ? nameOf(await item(other.item_id)) : "" })));
+    const known = await Promise.all(others.map(async (other) => ({ ...other, found: other.item_id ? await item(other.item_id) : null })));
     const isLast = level === levels.length - 1;
     inner = h("ul", { class: level === 0 ? "tree" : "" },
-      h("li", {}, branch(code, logprob, true, isLast ? name : "taken"), inner),
-      ...named.map((other) => h("li", {}, branch(other.code, other.logprob, false, other.name ? `for example ${other.name}` : ""))));
+      h("li", {}, branch(code, logprob, true, isLast ? named(found) : "taken"), inner),
+      ...known.map((other) => h("li", {}, branch(other.code, other.logprob, false, ...(other.found ? ["for example ", named(other.found)] : [])))));
   }
   return inner;
 }
 
 // Of the card that was clicked, whatever is asked and shown since.
-async function why(shown, index) {
+async function why(column, shown, index) {
   const isNewest = turns.why.begin();
   const { slate } = shown;
   const { history } = state;
   const place = slate.items[index];
   const found = shown.items[index];
-  $("why-title").textContent = `${nameOf(found)}, place ${index + 1}`;
+  fill($("why-title"), named(found), `, place ${index + 1}`);
   fill($("why-body"), h("p", { class: "note", role: "status" }, "Looking up what else was close…"));
   if (!$("why").open) $("why").showModal();
+  $("why").onclose = () => column.focus(index); // the card that was clicked may be gone by then
   const explained = slate.explanation?.[index];
   const parts = [];
   if (found.text) parts.push(h("p", {}, found.text));
@@ -318,11 +333,11 @@ async function why(shown, index) {
   const actions = h("div", { class: "row" }, ...(state.version?.actions ?? []).map((action) => h("button", { type: "button", class: "main", onclick: () => act(note, { user_id: shown.user, item_id: place.item_id, action, recommendation_id: slate.recommendation_id }) }, `Send “${action}”`)), note);
   parts.push(h("h3", {}, "What the user does with it"), actions);
   parts.push(h("h3", {}, "How it was written, code by code"));
-  parts.push(explained ? await tree(explained.levels, nameOf(found)) : h("p", { class: "note" }, slate.source === "popular" ? "It is popular; no model wrote it." : "Not explained: this model has no graph for it, or there was no time."));
+  parts.push(explained ? await tree(explained.levels, found) : h("p", { class: "note" }, slate.source === "popular" ? "It is popular; no model wrote it." : "Not explained: this model has no graph for it, or there was no time."));
   const alike = history.map((event) => ({ ...event, shared: sharedCodes(event.item?.sid ?? [], place.sid) })).filter((event) => event.shared > 0)
     .sort((one, other) => other.shared - one.shared).filter((event, at, all) => all.findIndex((other) => other.item_id === event.item_id) === at).slice(0, 8);
   parts.push(h("h3", {}, "From the history, what shares its first codes"));
-  parts.push(alike.length ? h("ul", { class: "plain" }, ...alike.map((event) => h("li", {}, `${nameOf(event.item)} `, h("span", { class: "codes" }, `‹${event.item.sid.join(" ")}› ${event.shared} shared`)))) : h("p", { class: "note" }, "Nothing."));
+  parts.push(alike.length ? h("ul", { class: "plain" }, ...alike.map((event) => h("li", {}, named(event.item), " ", h("span", { class: "codes" }, `‹${event.item.sid.join(" ")}› ${event.shared} shared`)))) : h("p", { class: "note" }, "Nothing."));
   parts.push(h("h3", {}, "Where the time went"));
   parts.push(h("table", {}, h("tbody", {}, ...stages(slate.took_ms).map(([stage, ms]) => h("tr", {}, h("th", { scope: "row" }, stage), h("td", { class: "number" }, `${ms.toFixed(2)} ms`))))));
   if (isNewest()) fill($("why-body"), ...parts);
@@ -370,7 +385,7 @@ async function addItem(event) {
     tell(`${added} It can be recommended within a second; looking for it…`);
     await new Promise((resolve) => setTimeout(resolve, 1000));
     const { items } = await api("GET", `v1/items/${encoded(id)}/similar?k=5`);
-    const lines = await Promise.all(items.map(async (similar) => h("li", {}, `like ${nameOf(await item(similar.item_id))}`, h("span", { class: "codes" }, ` ${similar.num_shared} codes shared`))));
+    const lines = await Promise.all(items.map(async (similar) => h("li", {}, "like ", named(await item(similar.item_id)), h("span", { class: "codes" }, ` ${similar.num_shared} codes shared`))));
     if (!isNewest()) return;
     fill($("item-similar"), ...lines);
     tell(`${added} ${await whereIs(id)}`);
