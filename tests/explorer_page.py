@@ -77,14 +77,6 @@ class Page:
         """All that is held, and the page has seen it."""
         self.driver.execute_async_script("held.splice(0).forEach((go) => go()); setTimeout(arguments[0], 300)")
 
-    def requests(self) -> list[dict[str, Any]]:
-        """Bodies sent since `note_requests`, with their path."""
-        return list(self.driver.execute_script("return window.sent"))
-
-    def note_requests(self) -> None:
-        self.driver.execute_script("window.sent = []")
-        self.wrap_fetch("if (options.body) sent.push({ path, ...JSON.parse(options.body) });")
-
     def shot(self, name: str) -> None:
         if self._screenshots is not None:
             self._screenshots.mkdir(parents=True, exist_ok=True)

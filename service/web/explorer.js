@@ -445,7 +445,7 @@ async function live() {
   if (metrics.answer.ok) figures.add(metrics.text, performance.now() / 1000);
   const { status } = metrics.answer;
   showFigures(metrics.answer.ok ? null : status === 401 || status === 403 ? "This key may not read the metrics." : `The metrics answer HTTP ${status}.`);
-  if (version) await follow(version);
+  if (version) follow(version); // not waited for: the next look comes in time, whatever the list of models does
   const { model_version: model, num_items: count, provider, precision } = state.version ?? {};
   say($("service"), `${model ? `model ${model} · ${count.toLocaleString()} items · ${provider} ${precision} · ` : ""}${ready.status === "ready" ? (unwell ? `degraded: ${unwell}` : "ready") : `not ready: ${unwell}`}`, Boolean(unwell));
 }
@@ -464,6 +464,7 @@ async function follow(version) {
   const isAnother = version.model_version !== state.version.model_version;
   state.version = version;
   if (!isAnother && performance.now() - state.lookedAt < MODELS_MS) return offer();
+  state.lookedAt = performance.now();
   if (state.mayList) await listModels();
   else state.models = [version.model_version];
   if (!state.users) await someUsers();
@@ -471,7 +472,6 @@ async function follow(version) {
 }
 
 async function listModels() {
-  state.lookedAt = performance.now();
   try {
     state.models = (await api("GET", "v1/models")).serving;
   } catch (error) {
@@ -497,6 +497,7 @@ async function start() {
     throw error;
   }
   state.mayList = true;
+  state.lookedAt = performance.now();
   await listModels();
   if (!isNewest()) return;
   offer();

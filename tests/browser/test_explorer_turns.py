@@ -37,7 +37,7 @@ def test_a_dialog_that_stays_open_sends_events_of_its_own_slate(page: Page) -> N
         page.until(lambda before=before: page.driver.execute_script("return made.length") > before)
         page.until(lambda: not page.all("[aria-busy]"))
     shown = page.driver.execute_script("return made[0]")
-    sent = [one["events"][0] for one in page.requests() if one["path"] == "v1/events"]
+    sent = [one["events"][0] for one in page.driver.execute_script("return sent") if one["path"] == "v1/events"]
     assert [(one["item_id"], one["recommendation_id"], one["user_id"]) for one in sent] == [(item, shown, "ann")] * 2
 
 
