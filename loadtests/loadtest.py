@@ -283,11 +283,16 @@ def _changes(steps: list[Step]) -> str:
 @contextmanager
 def smoke_service() -> Iterator[str]:
     """A service with the fake runner and a Redis of its own, for as long as the block lasts; its URL."""
+    settings = {
+        "ONESLATE_RUNNER": "fake",
+        "ONESLATE_LOG_LEVEL": "warning",
+        # A busy machine must show in the latencies, not as errors.
+        "ONESLATE_HISTORY__CONNECT_TIMEOUT_MS": "5000",
+        "ONESLATE_HISTORY__READ_TIMEOUT_MS": "5000",
+    }
     with (
         tempfile.TemporaryDirectory(prefix="oneslate-smoke-") as folder,
         EmbeddedRedis(Path(folder)) as url,
-        live_service(
-            {"ONESLATE_RUNNER": "fake", "ONESLATE_HISTORY__URL": url, "ONESLATE_LOG_LEVEL": "warning"}
-        ) as live,
+        live_service(settings | {"ONESLATE_HISTORY__URL": url}) as live,
     ):
         yield live.url
