@@ -546,7 +546,7 @@ def _has_bundle(folder: Path, *, must_be_there: bool) -> bool:
     found = json.loads(manifest.read_text())
     if found["format_version"] == FORMAT_VERSION:
         return True
-    if not str(found.get("model_version")).startswith("demo-"):
+    if must_be_there or not str(found.get("model_version")).startswith("demo-"):
         raise BundleError(
             f"{folder}: a bundle of format {found['format_version']}, and this version serves format {FORMAT_VERSION}: "
             "build it again from its log (the demo's does not take its place)"

@@ -258,8 +258,8 @@ def _summarise(load: Load, steps: list[Step], *, ladder: bool) -> BenchResult:
         ]
         rows.append(Row(workload=workload, system="generator", value=step.lag_p99_ms, unit="ms p99 lag"))
     is_open_above = ladder and max(steps, key=lambda step: step.rate).holds
-    if ladder:
-        rows.append(Row(workload="ladder", system="service", value=knee(steps) or 0.0, unit="requests/s at the knee"))
+    if ladder and (highest := knee(steps)) is not None:
+        rows.append(Row(workload="ladder", system="service", value=highest, unit="requests/s at the knee"))
     return new_result(
         "loadtest",
         rows,

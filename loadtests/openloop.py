@@ -4,8 +4,8 @@
 
 What `oneslate loadtest` runs. Latencies count from the intended send time, so that a service that stalls cannot hide it
 by holding up the generator. The run fails if the generator itself was late. Users and items come by Zipf's law;
-the mix is slates, events, histories and changes of items. A change sets what is set already: it goes the whole way of
-one, and wherever the run ends, what is in service is what it was.
+the mix is slates, events, histories and changes of items. A change names no member: it goes the whole way of one, and
+wherever the run ends, what is in service is what it was.
 """
 
 import argparse

@@ -75,7 +75,7 @@ async def _refused(events: Sequence[EventBody], serving: Serving) -> Mapping[int
     is not here yet, or not any more. A refusal is final, so the catalog's log and the user's slates are asked first.
     """
     refused = _unknown(events, serving)
-    if not refused:
+    if all(problem.type is not UNKNOWN_ITEM for problem in refused.values()):
         return refused
     if serving.models.missing is not None:  # what others show is not known here
         return {}

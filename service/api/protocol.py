@@ -67,6 +67,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_waiting_for_reader()
         for cycle in self._cycles:  # uvicorn tells one; an earlier one would write to a connection that is closed
             cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

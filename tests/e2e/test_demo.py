@@ -208,3 +208,10 @@ def test_where_a_bundle_must_be_there_none_is_built(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: mine: there is no bundle; only the demo's is built by itself\n"
     assert list(tmp_path.iterdir()) == []
+    # Not even in the place of an older release's demo.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text('{"format_version": 1, "model_version": "demo-1"}')
+    older = tiny_build.oneslate("demo", "--build-into", "mine", "--must-be-there", cwd=tmp_path)
+    assert (older.returncode, older.stdout) == (1, "")
+    assert "a bundle of format 1" in older.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
